@@ -1,0 +1,6 @@
+"""``python -m flowcli``."""
+
+from flowcli.cli import main
+
+if __name__ == "__main__":
+    main()

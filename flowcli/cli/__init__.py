@@ -1,0 +1,5 @@
+"""The commands. This package imports neither torch nor pandas nor pyarrow until a command needs them."""
+
+from flowcli.cli.app import main
+
+__all__ = ["main"]

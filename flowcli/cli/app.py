@@ -1,0 +1,89 @@
+"""The ``flowcli`` command: its switches, its subcommands, and nothing heavy."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from flowcli import __version__
+from flowcli.cli import console
+
+app = typer.Typer(
+    name="flowcli",
+    help="Learn a probability density from a table; score rows, draw new ones, find the odd ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.result(f"flowcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+_SWITCHES: dict[str, tuple[Any, Any]] = {
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")], False),
+    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")], False),
+    "color": (Annotated[bool | None, typer.Option("--color/--no-color", help="Colours, or none.")], None),
+    "no_progress": (Annotated[bool, typer.Option("--no-progress", help="No progress display.")], False),
+    "debug": (Annotated[bool, typer.Option("--debug", help="Show tracebacks.")], False),
+}
+
+
+def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command that also has the switches of every command."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **options: Any) -> None:
+            switches = {switch: options.pop(switch) for switch in _SWITCHES}
+            console.settings.quiet, console.settings.verbose = switches["quiet"], switches["verbose"]
+            console.settings.color, console.settings.debug = switches["color"], switches["debug"]
+            console.settings.progress = not switches["no_progress"]
+            try:
+                function(*args, **options)
+            except typer.Exit:
+                raise
+            except BaseException as error:  # noqa: BLE001 (the one place where any error becomes an exit code)
+                if isinstance(error, SystemExit):
+                    raise
+                console.leave(error)
+
+        own = inspect.signature(function, eval_str=True)
+        switches = [
+            inspect.Parameter(switch, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for switch, (annotation, default) in _SWITCHES.items()
+        ]
+        signature = own.replace(parameters=[*own.parameters.values(), *switches])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        group.command(name or function.__name__.rstrip("_"), no_args_is_help=False)(run)
+        return function
+
+    return register
+
+
+def main() -> None:
+    """Run the command line."""
+    from flowcli.cli import evaluate, fit, inspect_, recipe, sample, score, validate  # noqa: F401 (they register)
+
+    sys.argv[0] = "flowcli"
+    app()

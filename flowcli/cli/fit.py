@@ -1,0 +1,82 @@
+"""``flowcli fit``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowcli.cli import console
+from flowcli.cli.app import command
+from flowcli.cli.validate import Set
+
+
+@command()
+def fit(
+    recipe: Annotated[str, typer.Argument(help="A recipe's path, or a shipped recipe's name (`flowcli recipe list`).")],
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Parquet, CSV, JSON lines or Arrow files, globs, folders, or -.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="RUN", help="The run folder. [default: runs/RECIPE]")
+    ] = None,
+    set_: Set = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run folder that is there.")] = False,
+    init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from a fitted model's weights.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read, check, build; do not train or write.")] = False,
+    max_time: Annotated[
+        str | None, typer.Option(metavar="30m", help="Finish in good order within this time.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to train.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing run folder.")] = False,
+) -> None:
+    """Fit a recipe to data and write a run folder; its path is printed on stdout."""
+    from flowcli import recipe as recipes
+    from flowcli.errors import UsageError
+
+    flags = {"train.max_time": max_time, "train.device": device, "train.seed": seed}
+    overrides = [*set_, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    checked = recipes.load(recipe, overrides)
+    if data:
+        checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})
+    run = output or Path("runs") / recipes.shipped.path(recipe).stem
+    if not dry_run and not resume and run.exists() and not force and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError(f"{run}: exists already; --force replaces it, --resume goes on with it.")
+
+    from flowcli import training
+    from flowcli.cli.display import display
+    from flowcli.model import Model
+    from flowcli.training.fit import prepare
+    from flowcli.training.loop import Interrupted
+
+    if dry_run:
+        prepared = prepare(checked)
+        parameters = sum(p.numel() for p in prepared.flow.parameters())
+        console.note(
+            f"{len(prepared.rows)} training rows, {len(prepared.held_out)} held out, {prepared.codec.features} "
+            f"columns, {parameters} parameters; nothing was trained"
+        )
+        console.result(recipes.dump(prepared.recipe).rstrip("\n"))
+        return
+    start = Model.load(init_from) if init_from else None
+    with console.Signals() as signals:
+        try:
+            model = training.fit(
+                checked, run=run, progress=display(), force=force, resume=resume, init_from=start, stopped=signals.seen
+            )
+        except Interrupted:
+            console.note(f"stopped; `flowcli fit … --resume -o {run}` goes on")
+            sys.exit(128 + signals.number)
+    about = model.about
+    console.note(
+        f"held-out log-likelihood {about['held_out_log_prob']:.4f} nats a row; a Gaussian has "
+        f"{about['held_out_gaussian_log_prob']:.4f}. Next: flowcli score {run} DATA"
+        if about["held_out_log_prob"] is not None and about["held_out_gaussian_log_prob"] is not None
+        else f"Next: flowcli score {run} DATA"
+    )
+    console.result(str(run))

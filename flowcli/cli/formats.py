@@ -1,0 +1,37 @@
+"""What several commands do with their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flowcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from flowcli.data.source import Source
+    from flowcli.model import Model
+
+FORMATS = ("parquet", "csv", "tsv", "jsonl", "arrow")
+
+
+def check_format(format: str | None) -> None:
+    """Raises UsageError for a format that is none."""
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"--format: '{format}' is not one of {', '.join(FORMATS)}.")
+
+
+def loaded(model: str, device: str) -> Model:
+    """The model of a run folder or a file, on the device asked for. Raises UsageError or ModelFileError."""
+    from flowcli.model import Model
+    from flowcli.training.device import choose
+
+    fitted = Model.load(model)
+    fitted.flow.to(choose(device))
+    return fitted
+
+
+def read_source(names: Sequence[str], model: Model, format: str | None = None) -> Source:
+    """A source whose columns are read in the types the model was fitted on."""
+    from flowcli.data.source import Source
+
+    return Source.of(names, format, model.codec.types)

@@ -1,0 +1,1 @@
+"""Files → Arrow batches → tensors, and back."""

@@ -1,0 +1,248 @@
+"""A table ↔ the flow's vectors: columns chosen and typed once, at ``fit``, and the same ever after."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowcli.data import columns as kinds
+from flowcli.data.columns import Category, ColumnCodec, Constant, Integer, Real
+from flowcli.data.noise import lattice
+from flowcli.data.status import NAMES, OK, UNSEEN
+from flowcli.errors import DataError
+from flowcli.recipe.schema import Column, Data
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows read from Arrow and not yet encoded: raw numbers ``(n, features)``, context ``(n, context)`` or None, and
+    each row's status."""
+
+    raw: Tensor
+    context: Tensor | None
+    status: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def take(self, index: Tensor) -> Rows:
+        """The rows at ``index``."""
+        context = None if self.context is None else self.context[index]
+        return Rows(self.raw[index], context, self.status[index.numpy()])
+
+
+@dataclass(frozen=True)
+class TableCodec:
+    """The modelled columns, in order, and the given ones."""
+
+    columns: tuple[ColumnCodec, ...]
+    given: tuple[ColumnCodec, ...] = ()
+
+    @staticmethod
+    def fit(table: pa.Table, data: Data) -> TableCodec:
+        """Choose, type and scale the columns of a training table.
+
+        Raises DataError: unknown column names, missing or infinite values, unusable types, nothing left to model.
+        """
+        asked = [*(data.include or []), *data.exclude, *data.given, *data.columns]
+        for name in asked:
+            _require(table.schema, name, "the data")
+        chosen = [
+            name
+            for name in (data.include or table.column_names)
+            if name not in data.exclude and name not in data.given
+        ]
+        columns = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in chosen)
+        given = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in data.given)
+        if not any(column.width for column in columns):
+            raise DataError("no column is left to model: all are excluded, given or constant.")
+        return TableCodec(columns, given)
+
+    @property
+    def modelled(self) -> tuple[ColumnCodec, ...]:
+        """The columns that the flow sees: all but the constant ones."""
+        return tuple(column for column in self.columns if column.width)
+
+    @property
+    def features(self) -> int:
+        """Width of the flow's vector."""
+        return len(self.modelled)
+
+    @property
+    def context(self) -> int:
+        """Width of the context vector."""
+        return sum(column.context_width for column in self.given)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether any modelled column is dequantised."""
+        return any(column.discrete for column in self.modelled)
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """The Arrow type each column was fitted on."""
+        return {column.name: kinds.arrow_type(column.arrow_type) for column in (*self.columns, *self.given)}
+
+    def read(self, batch: pa.RecordBatch | pa.Table) -> Rows:
+        """Raw numbers, context and statuses of a batch. Raises DataError for a missing column or a wrong type."""
+        status = np.zeros(batch.num_rows, np.int8)
+        raw, context = [], []
+        for column in (*self.columns, *self.given):
+            numbers, codes = column.read(_values(batch, column))
+            status = np.maximum(status, codes)
+            if column in self.given:
+                context.append(column.embed(torch.from_numpy(numbers)))
+            elif column.width:
+                raw.append(torch.from_numpy(numbers))
+        return Rows(torch.stack(raw, 1), torch.cat(context, 1) if context else None, status)
+
+    def read_given(self, batch: pa.RecordBatch | pa.Table) -> Tensor:
+        """The context ``(n, context)`` of a batch that has the given columns. Raises DataError as :meth:`read` does,
+        and when a value cannot be used."""
+        context = []
+        for column in self.given:
+            numbers, codes = column.read(_values(batch, column))
+            bad = codes[(codes != OK) & (codes != UNSEEN)]
+            if len(bad):
+                raise DataError(f"given column '{column.name}': {len(bad)} values cannot be used ({NAMES[bad[0]]}).")
+            context.append(column.embed(torch.from_numpy(numbers)))
+        return torch.cat(context, 1)
+
+    def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The flow's vectors ``(n, features)`` and log|dy/dx| ``(n,)``, float64; ``u (n, features)`` in (0, 1) says
+        where in its cell each discrete value is put."""
+        parts = [column.encode(raw[:, i], u[:, i]) for i, column in enumerate(self.modelled)]
+        return torch.stack([y for y, _ in parts], 1), torch.stack([d for _, d in parts]).sum(0)
+
+    def points(self, samples: int) -> Tensor:
+        """The places ``(k, features)`` in the cells over which a density is averaged: one where nothing is discrete."""
+        return lattice(samples if self.discrete else 1, self.features)
+
+    def decode(self, y: Tensor) -> pa.RecordBatch:
+        """The table's rows for the flow's vectors ``(n, features)``: types and levels restored, constants put back."""
+        y, place, arrays = y.double(), 0, []
+        for column in self.columns:
+            if column.width:
+                raw = column.decode(y[:, place])
+                place += 1
+            else:
+                raw = y.new_zeros(len(y))
+            arrays.append(column.write(raw.numpy()))
+        return pa.RecordBatch.from_arrays(arrays, names=[column.name for column in self.columns])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON for the model file."""
+        return {"columns": [c.to_dict() for c in self.columns], "given": [c.to_dict() for c in self.given]}
+
+    @staticmethod
+    def from_dict(codec: Mapping[str, Any]) -> TableCodec:
+        """The codec that :meth:`to_dict` described."""
+        return TableCodec(
+            tuple(kinds.from_dict(c) for c in codec["columns"]), tuple(kinds.from_dict(c) for c in codec["given"])
+        )
+
+
+def _fit_column(name: str, table: pa.Table, options: Column) -> ColumnCodec:
+    values = table.column(name).combine_chunks()
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    kind = options.type if options.type != "auto" else _kind(name, values, options)
+    _refuse_holes(name, values)
+    distinct = pc.count_distinct(values.dictionary_decode() if pa.types.is_dictionary(values.type) else values)
+    if distinct.as_py() == 1:
+        value = values[0].as_py()
+        return Constant(name, str(values.type), value)
+    if kind in ("category", "bool"):
+        return Category.fit(name, values, asked=options.type == "category")
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise DataError(f"column '{name}': holds {values.type}, so it cannot be {kind}.")
+    if kind == "integer":
+        return Integer.fit(name, values)
+    return Real.fit(name, values, options.transform, options.low, options.high)
+
+
+def _kind(name: str, values: pa.Array, options: Column) -> str:
+    type_ = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if options.transform != "none":
+        return "real"
+    if pa.types.is_boolean(type_):
+        return "bool"
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        return "category"
+    if pa.types.is_dictionary(values.type):
+        return "category"
+    if pa.types.is_integer(type_):
+        return "integer"
+    if pa.types.is_floating(type_):
+        # Whole numbers stored as floats repeat, and a density on repeated values is infinite.
+        whole = pc.all(pc.equal(values, pc.floor(values)))
+        return "integer" if whole.as_py() else "real"
+    raise DataError(f"column '{name}': holds {values.type}, which flowcli does not model; leave it out (data.exclude).")
+
+
+def _refuse_holes(name: str, values: pa.Array) -> None:
+    missing = int(np.asarray(values.is_null(nan_is_null=True)).sum())
+    if missing:
+        raise DataError(
+            f"column '{name}': {missing} of {len(values)} values are missing; drop these rows or leave the column out "
+            f"(data.exclude)."
+        )
+    if pa.types.is_floating(values.type):
+        infinite = int((~np.asarray(pc.is_finite(values))).sum())
+        if infinite:
+            raise DataError(f"column '{name}': {infinite} of {len(values)} values are infinite.")
+
+
+def _values(batch: pa.RecordBatch | pa.Table, column: ColumnCodec) -> pa.Array:
+    """The column's values in the type it was fitted on."""
+    _require(batch.schema, column.name, "the data")
+    values = batch.column(column.name)
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    want = kinds.arrow_type(column.arrow_type)
+    if values.type == want:
+        return values
+    dense = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    if pa.types.is_null(dense.type):
+        return pa.nulls(len(values), want if not pa.types.is_dictionary(want) else want.value_type)
+    if isinstance(column, Category | Constant):
+        want = want.value_type if pa.types.is_dictionary(want) else want
+        same = _family(dense.type) == _family(want)
+    else:
+        same = _family(dense.type) == "number"
+        want = dense.type  # a number of another width is read as it is: Integer checks for whole numbers itself
+    try:
+        if same:
+            return dense.cast(want)
+    except pa.ArrowInvalid:
+        pass
+    raise DataError(f"column '{column.name}': holds {values.type}, and the model was fitted on {column.arrow_type}.")
+
+
+def _family(type_: pa.DataType) -> str:
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
+        return "number"
+    text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    return "text" if text else str(type_)
+
+
+def _require(schema: pa.Schema, name: str, where: str) -> None:
+    if name in schema.names:
+        return
+    near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.6)
+    hint = f"Did you mean '{near[0]}'?" if near else f"It has {_list(schema.names)}."
+    raise DataError(f"{where} has no column '{name}'. {hint}")
+
+
+def _list(names: Sequence[str] | Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

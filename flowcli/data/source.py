@@ -1,0 +1,206 @@
+"""Files and standard input → Arrow record batches."""
+
+from __future__ import annotations
+
+import glob
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.json
+import pyarrow.parquet
+
+from flowcli.errors import DataError, UsageError
+
+BATCH_ROWS = 65_536
+STDIN = "-"
+
+FORMATS = {
+    ".parquet": "parquet", ".pq": "parquet",
+    ".csv": "csv", ".tsv": "tsv",
+    ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".arrow": "arrow", ".arrows": "arrow", ".feather": "arrow", ".ipc": "arrow",
+}  # fmt: skip
+
+
+def format_of(path: str) -> str:
+    """The format that a file's ending names. Raises UsageError when it names none."""
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"{path}: cannot tell the format from '{suffix}'. Known endings: {', '.join(FORMATS)}.")
+    return FORMATS[suffix]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one schema, read one after the other in batches.
+
+    ``format`` is that of every file when the endings do not say. ``types`` are the Arrow types that named columns are
+    read as from formats that carry no types of their own (CSV, JSON lines).
+    """
+
+    files: tuple[str, ...]
+    format: str | None = None
+    types: Mapping[str, pa.DataType] | None = None
+
+    @staticmethod
+    def of(names: Sequence[str], format: str | None = None, types: Mapping[str, pa.DataType] | None = None) -> Source:
+        """A source from paths, globs, folders and ``-``. Raises DataError when a name matches no file."""
+        files: list[str] = []
+        for name in names:
+            path = pathlib.Path(name)
+            if name == STDIN or path.is_file():
+                files.append(name)
+            elif path.is_dir():
+                inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in FORMATS and p.is_file())
+                if not inside:
+                    raise DataError(f"{name}: no data files in this folder (looked for {', '.join(FORMATS)}).")
+                files += inside
+            else:
+                found = sorted(glob.glob(name, recursive=True))
+                if not found:
+                    raise DataError(f"{name}: no such file.")
+                files += found
+        if files.count(STDIN) > 1:
+            raise UsageError("standard input (-) can be read only once.")
+        return Source(tuple(files), format, types)
+
+    def batches(self) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Each batch with the name of its file. Raises DataError naming the file that cannot be read, or whose
+        columns are not those of the first."""
+        first: pa.Schema | None = None
+        for file in self.files:
+            with _reading(file):
+                for batch in _READERS[self._format(file)](file, self.types or {}):
+                    first = first or _plain(batch.schema)
+                    _same_columns(file, _plain(batch.schema), first)
+                    yield file, batch
+
+    def table(self) -> pa.Table:
+        """Everything at once. Raises DataError as :meth:`batches` does, and when there are no rows."""
+        parts: list[pa.Table] = []
+        for file in self.files:
+            format = self._format(file)
+            with _reading(file):
+                if format in ("csv", "tsv"):
+                    # Reading at once lets types settle over the whole file, not only its first block.
+                    part = pa.csv.read_csv(_open(file), **_csv_options(format, self.types or {}))
+                else:
+                    part = pa.Table.from_batches(list(_READERS[format](file, self.types or {})))
+            if parts:
+                _same_columns(file, _plain(part.schema), _plain(parts[0].schema))
+            parts.append(part)
+        try:
+            table = pa.concat_tables(parts, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(f"{', '.join(self.files)}: the files do not fit together: {_line(error)}") from None
+        if table.num_rows == 0:
+            raise DataError(f"{', '.join(self.files)}: no rows.")
+        return table
+
+    def _format(self, file: str) -> str:
+        if file == STDIN:
+            return self.format or "csv"
+        return self.format if self.format and pathlib.Path(file).suffix.lower() not in FORMATS else format_of(file)
+
+
+class _reading:
+    """Turns what reading a file can raise into one DataError that names it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = "standard input" if file == STDIN else file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{self.file}: no such file.") from None
+        if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError) and not isinstance(error, BrokenPipeError):
+            raise DataError(f"{self.file}: cannot be read: {_line(error)}") from None
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a library's message, as the end of a sentence."""
+    return str(error).strip().split("\n")[0].rstrip(".") + "."
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    return schema.remove_metadata()
+
+
+def _same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:
+    duplicated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if duplicated:
+        raise DataError(f"{file}: two columns are called '{duplicated[0]}'.")
+    missing, extra = sorted(set(first.names) - set(schema.names)), sorted(set(schema.names) - set(first.names))
+    if missing:
+        raise DataError(f"{file}: has no column '{missing[0]}', which the file before it has.")
+    if extra:
+        raise DataError(f"{file}: has a column '{extra[0]}', which the file before it has not.")
+
+
+def _open(file: str) -> IO[bytes]:
+    return sys.stdin.buffer if file == STDIN else open(file, "rb")  # noqa: SIM115 (the reader owns it)
+
+
+def _csv_options(format: str, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    return {
+        "parse_options": pa.csv.ParseOptions(delimiter="\t" if format == "tsv" else ",", newlines_in_values=True),
+        "convert_options": pa.csv.ConvertOptions(column_types=dict(types), strings_can_be_null=True),
+        "read_options": pa.csv.ReadOptions(block_size=4 << 20),
+    }
+
+
+def _read_csv(format: str) -> Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]:
+    def read(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        with pa.csv.open_csv(_open(file), **_csv_options(format, types)) as reader:
+            yield from reader
+
+    return read
+
+
+def _read_jsonl(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    options = pa.json.ParseOptions(
+        explicit_schema=pa.schema(list(types.items())) if types else None, unexpected_field_behavior="infer"
+    )
+    with pa.json.open_json(_open(file), pa.json.ReadOptions(block_size=4 << 20), options) as reader:
+        yield from reader
+
+
+def _read_arrow(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    stream = _open(file)
+    if file != STDIN and stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]
+        with pa.ipc.open_file(stream) as reader:
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
+        return
+    with pa.ipc.open_stream(stream) as reader:
+        yield from reader
+
+
+def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    if file != STDIN:
+        with pa.parquet.ParquetFile(file) as reader:
+            yield from reader.iter_batches(BATCH_ROWS)
+        return
+    with tempfile.TemporaryFile() as spool:  # parquet's index is at its end
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+        spool.seek(0)
+        yield from pa.parquet.ParquetFile(spool).iter_batches(BATCH_ROWS)
+
+
+_READERS: dict[str, Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv("csv"),
+    "tsv": _read_csv("tsv"),
+    "jsonl": _read_jsonl,
+    "arrow": _read_arrow,
+}

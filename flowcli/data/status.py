@@ -1,0 +1,7 @@
+"""What a row of ``score`` can be, worst last: a row has the worst status of its columns."""
+
+from __future__ import annotations
+
+OK, UNSEEN, NONFINITE, VIOLATED, MISSING = range(5)
+
+NAMES = ("ok", "unseen_category", "nonfinite", "constant_violated", "missing")

@@ -1,0 +1,33 @@
+"""What can go wrong for a user, and the exit code each kind has at the command line."""
+
+from __future__ import annotations
+
+
+class FlowcliError(Exception):
+    """A sentence for the user: where, what, and how to mend it."""
+
+    exit_code = 1
+
+
+class UsageError(FlowcliError):
+    """The command line or the recipe asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class DataError(FlowcliError):
+    """The data cannot be read, or is not what the recipe or the model says."""
+
+    exit_code = 3
+
+
+class TrainingError(FlowcliError):
+    """Training failed although recipe and data were good."""
+
+    exit_code = 4
+
+
+class ModelFileError(FlowcliError):
+    """The model file is missing, damaged, or not ours."""
+
+    exit_code = 5

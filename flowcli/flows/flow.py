@@ -1,0 +1,44 @@
+"""A flow: bijections in order, and a base distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from flowcli.flows.base import Base
+from flowcli.flows.bijection import Bijection, Chain
+
+
+class Flow(nn.Module):
+    """log p(x | c) = log p_base(f(x, c)) + log|det ∂f/∂x|, with f the layers from data to latent.
+
+    Works on rows ``(n, features)`` and contexts ``(n, context)`` in float32 or float64.
+    """
+
+    def __init__(self, layers: Iterable[Bijection], base: Base) -> None:
+        super().__init__()
+        self.bijection = Chain(layers)
+        self.base = base
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same as :meth:`log_prob`: what a wrapper that calls modules (DDP, compile) sees."""
+        z, log_det = self.bijection(x, context)
+        return self.base.log_prob(z) + log_det
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density ``(n,)`` in nats of rows in the flow's own units."""
+        log_prob: Tensor = self(x, context)
+        return log_prob
+
+    def sample(
+        self,
+        n: int,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """``n`` rows; with a context ``(n, context)``, one for each of its rows."""
+        x, _ = self.bijection.inverse(self.base.sample(n, generator, temperature), context)
+        return x

@@ -1,0 +1,171 @@
+"""Conditioners: the networks that give a layer its parameters. Their last layer starts at zero."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """A plain network ``(n, inputs) → (n, outputs)`` whose last layer starts at zero.
+
+    ``inputs`` may be 0: the output is then one learned vector for all rows.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        widths = [inputs, *hidden] if inputs else [0]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.weight = nn.Parameter(torch.zeros(outputs, widths[-1]))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = F.silu(layer(x))
+        return F.linear(x, self.weight, self.bias)
+
+
+class _MaskGradient(torch.autograd.Function):
+    """The weight itself on the way forward, its gradient masked on the way back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.saved_tensors[0], None
+
+
+class MaskedLinear(nn.Module):
+    """y = W x + b where W keeps only the connections from a lower to a higher (or equal) degree.
+
+    The weight starts masked and only its gradient is masked afterwards, so it stays masked under any elementwise
+    optimizer and the forward pass is one plain product.
+    """
+
+    mask: Tensor
+
+    def __init__(self, in_degrees: Tensor, out_degrees: Tensor, zero: bool = False) -> None:
+        super().__init__()
+        mask = out_degrees[:, None] >= in_degrees[None, :]
+        weight = torch.zeros(mask.shape)
+        if not zero:
+            # Kaiming's bound with each unit's own number of live inputs.
+            fan_in = mask.sum(1, keepdim=True).clamp(min=1)
+            weight = (torch.rand(mask.shape) * 2 - 1) * (3.0 / fan_in).sqrt() * mask
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(len(out_degrees)))
+        self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
+
+    def masked_weight(self) -> Tensor:
+        """The weight ``(out, in)``, through which gradients come back masked."""
+        weight: Tensor = _MaskGradient.apply(self.weight, self.mask)  # type: ignore[no-untyped-call]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.masked_weight(), self.bias)
+
+
+class _Columns:
+    """Columns that become known from left to right: written into one buffer, or joined where autograd must see them."""
+
+    def __init__(self, like: Tensor, width: int) -> None:
+        self.blocks = [like.new_empty(like.shape[0], 0)]
+        self.width = 0
+        self.buffer = None if torch.is_grad_enabled() else like.new_empty(like.shape[0], width)
+
+    def append(self, block: Tensor) -> None:
+        if self.buffer is None:
+            self.blocks.append(block)
+        else:
+            self.buffer[:, self.width : self.width + block.shape[1]] = block
+        self.width += block.shape[1]
+
+    def known(self) -> Tensor:
+        if self.buffer is not None:
+            return self.buffer[:, : self.width]
+        if len(self.blocks) > 1:
+            self.blocks = [torch.cat(self.blocks, 1)]
+        return self.blocks[0]
+
+
+class MADE(nn.Module):
+    """A masked network whose outputs for column i see only columns before i (Germain et al. 2015), and the context.
+
+    Hidden units are sorted by degree, so every mask is block lower-triangular. A unit of degree d sees the context and
+    the first d columns. That makes ``step`` possible: once column d is known, only the units of degree d are new, in
+    every layer, and the walk over all columns costs one pass's arithmetic instead of ``features`` passes.
+    """
+
+    def __init__(self, features: int, context: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.features, self.context, self.outputs = features, context, outputs
+        # Degrees 0 … features−1; degree 0 is worth units only where there is a context for them to see.
+        lowest = 0 if context or features == 1 else 1
+        spread = features - lowest
+        degrees = [
+            [0] * context + list(range(1, features + 1)),
+            *([lowest + unit * spread // width for unit in range(width)] for width in hidden),
+            [column for column in range(features) for _ in range(outputs)],
+        ]
+        pairs = list(zip(degrees, degrees[1:], strict=False))
+        self.layers = nn.ModuleList(
+            MaskedLinear(torch.tensor(a), torch.tensor(b), zero=i == len(hidden)) for i, (a, b) in enumerate(pairs)
+        )
+        # ends[layer][d]: how many units of that layer have degree ≤ d. They come first.
+        self.ends = [[bisect.bisect_right(sorted_, d) for d in range(features)] for sorted_ in degrees]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters ``(n, features, outputs)`` from rows ``(n, features)``."""
+        n = x.shape[0]
+        if context is not None:
+            x = torch.cat([context, x], 1)
+        for i, layer in enumerate(self.layers):
+            x = layer(F.silu(x) if i else x)
+        return x.view(n, self.features, self.outputs)
+
+    def walk(self, like: Tensor, context: Tensor | None = None) -> Walk:
+        """Begin a walk over the columns of rows ``like (n, features)``."""
+        return Walk(self, like, context)
+
+
+class Walk:
+    """One pass of a MADE taken a column at a time: ``parameters`` for the next column, then ``append`` its values."""
+
+    def __init__(self, net: MADE, like: Tensor, context: Tensor | None) -> None:
+        self.net = net
+        self.degree = 0
+        self.layers = [(layer.masked_weight(), layer.bias) for layer in net.layers]  # type: ignore[operator]
+        widths = [net.context + net.features, *(len(bias) for _, bias in self.layers[:-1])]
+        self.known = [_Columns(like, width) for width in widths]
+        if context is not None:
+            self.known[0].append(context)
+
+    def parameters(self) -> Tensor:
+        """Parameters ``(n, outputs)`` of the next column, given those appended so far."""
+        d, ends = self.degree, self.net.ends
+        for i, (weight, bias) in enumerate(self.layers):
+            start = ends[i + 1][d - 1] if d else 0
+            rows = slice(start, ends[i + 1][d])
+            columns = self.known[i].width
+            block = F.linear(self.known[i].known(), weight[rows, :columns], bias[rows])
+            if i + 1 < len(self.layers):
+                self.known[i + 1].append(F.silu(block))
+        return block
+
+    def append(self, column: Tensor) -> None:
+        """The values ``(n, 1)`` of the column just computed."""
+        self.known[0].append(column)
+        self.degree += 1

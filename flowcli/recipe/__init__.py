@@ -1,0 +1,51 @@
+"""Recipes: what they may say, where they are wrong, and those that are shipped. Imports neither torch nor pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml as pyyaml
+
+from flowcli.errors import UsageError
+from flowcli.recipe import shipped
+from flowcli.recipe.check import FLOW_OPTIONS, check
+from flowcli.recipe.schema import Column, Data, Flow, Recipe, Score, Train, seconds
+from flowcli.recipe.yaml import Document, parse
+
+__all__ = [
+    "FLOW_OPTIONS", "Column", "Data", "Flow", "Recipe", "Score", "Train",
+    "dump", "from_dict", "json_schema", "load", "seconds", "shipped",
+]  # fmt: skip
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at a path or of a shipped name, checked. Relative ``data`` paths are taken from the recipe's folder.
+
+    Raises UsageError: no such recipe, or every mistake in it, one a line.
+    """
+    path = shipped.path(recipe)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}.") from None
+    checked = check(parse(text, str(path)), overrides)
+    data = checked.data
+    files = [file if file == "-" else str(path.parent / file) for file in data.files]
+    validation = data.validation if isinstance(data.validation, float) else str(path.parent / data.validation)
+    return checked.model_copy(update={"data": data.model_copy(update={"files": files, "validation": validation})})
+
+
+def from_dict(recipe: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from plain Python. Raises UsageError as :func:`load` does."""
+    return check(Document("recipe", recipe), overrides)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out."""
+    return pyyaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema()

@@ -1,0 +1,193 @@
+"""What a recipe may say: the one definition that checking, defaults, the JSON Schema and the docs come from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Hidden = Annotated[list[Width], Field(min_length=1, max_length=16)]
+
+ColumnType = Literal["auto", "real", "integer", "category", "bool"]
+BaseName = Literal["gaussian", "uniform", "student_t", "mixture"]
+TransformName = Literal["affine", "spline"]
+
+
+class Section(BaseModel):
+    """Unknown keys are mistakes, and nothing is converted in silence."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Column(Section):
+    """How one column enters the flow."""
+
+    type: ColumnType = "auto"
+    """`auto` looks at the values: whole numbers are `integer`, other numbers `real`, text is `category`."""
+    transform: Literal["none", "log", "asinh", "logit"] = "none"
+    """For `real` columns, before scaling: `log` for positive values, `logit` for values between `low` and `high`,
+    `asinh` for heavy tails of both signs."""
+    low: float | None = None
+    """The lower bound of `transform: logit`."""
+    high: float | None = None
+    """The upper bound of `transform: logit`."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Column:
+        if self.transform != "none" and self.type not in ("auto", "real"):
+            raise ValueError(f"transform: {self.transform} is for real columns, and this one is {self.type}")
+        if (self.transform == "logit") != (self.low is not None and self.high is not None):
+            raise ValueError("low and high go together with transform: logit")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+def _column(value: Any) -> Any:
+    """``age: integer`` is short for ``age: {type: integer}``."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+def _files(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Data(Section):
+    """Which files and columns."""
+
+    files: Annotated[list[str], BeforeValidator(_files)] = []
+    """Parquet, CSV, JSON lines or Arrow files; globs and folders too. Relative to the recipe. DATA on the command line
+    takes their place."""
+    include: list[str] | None = None
+    """The columns to model; all when left out."""
+    exclude: list[str] = []
+    """Columns to leave out."""
+    given: list[str] = []
+    """Columns to condition on: the flow learns p(others | given)."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | str = 0.1
+    """The share of rows held out, or a file of held-out rows."""
+    columns: dict[str, Annotated[Column, BeforeValidator(_column)]] = {}
+    """Types and transforms of single columns; the others are found from the data."""
+
+
+class FlowOptions(Section):
+    """What every flow has."""
+
+    base: BaseName = "gaussian"
+    """What the latent follows. `student_t` learns its tails; `uniform` is the unit cube behind a sigmoid."""
+    components: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Components of `base: mixture`."""
+    whiten: bool = True
+    """Begin with a triangular linear layer set from the training rows' covariance: the flow then starts at the
+    full-covariance Gaussian."""
+
+
+class Planar(FlowOptions):
+    """Planar layers: small and smooth; good for low dimensions and as a baseline."""
+
+    type: Literal["planar"]
+    layers: Annotated[int, Field(ge=1, le=1024)] = 32
+    hidden: Hidden = [64]
+    """Widths of the network that reads the `given` columns."""
+
+
+class Radial(FlowOptions):
+    """Radial layers: swell or shrink space about learned centres; a baseline."""
+
+    type: Literal["radial"]
+    layers: Annotated[int, Field(ge=1, le=1024)] = 32
+    hidden: Hidden = [64]
+    """Widths of the network that reads the `given` columns."""
+
+
+class RealNVP(FlowOptions):
+    """Coupling layers: scoring and sampling equally fast."""
+
+    type: Literal["realnvp"]
+    layers: Annotated[int, Field(ge=1, le=256)] = 8
+    hidden: Hidden = [128, 128]
+    transform: TransformName = "affine"
+    bins: Annotated[int, Field(ge=2, le=128)] = 8
+    """Bins of `transform: spline`."""
+    mixing: Literal["none", "lu"] = "lu"
+    """`lu` puts a learned linear layer between couplings."""
+
+
+class MAF(FlowOptions):
+    """Masked autoregressive layers: the best densities for tables."""
+
+    type: Literal["maf"]
+    layers: Annotated[int, Field(ge=1, le=256)] = 5
+    hidden: Hidden = [128, 128]
+    transform: TransformName = "affine"
+    bins: Annotated[int, Field(ge=2, le=128)] = 8
+    """Bins of `transform: spline`."""
+    order: Literal["reverse", "same"] = "reverse"
+    """`reverse` turns the columns round between layers; `same` keeps the whole flow autoregressive in one order."""
+    direction: Literal["maf", "iaf"] = "maf"
+    """`iaf` makes sampling the one-pass direction and training the slow one."""
+
+
+Flow = Annotated[Planar | Radial | RealNVP | MAF, Field(discriminator="type")]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(duration: str) -> float:
+    """``90s``, ``30m``, ``1.5h`` or ``2d`` in seconds. Raises ValueError."""
+    match = _DURATION.fullmatch(duration.strip())
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"'{duration}' is not a duration like 90s, 30m, 1.5h or 2d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _duration(value: str) -> str:
+    seconds(value)
+    return value
+
+
+class Train(Section):
+    """How the flow is fitted."""
+
+    epochs: Positive = 100
+    batch_size: Positive | Literal["auto"] = "auto"
+    """`auto`: a thirty-second part of the rows, between 64 and 512."""
+    lr: Annotated[float, Field(gt=0, le=1)] = 5e-3
+    """AdamW's rate at its peak, after a warm-up and before a cosine to zero."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 5.0
+    """Largest gradient norm."""
+    patience: Positive = 10
+    """Stop after so many epochs without a better held-out log-likelihood."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of Gaussian noise on the standardised training rows; regularises."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the weights' moving average, which is what is evaluated and kept. 0 turns it off."""
+    precision: Literal["float32", "float64"] = "float32"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    max_time: Annotated[str, AfterValidator(_duration)] | None = None
+    """Stop in good order after this long (`30m`): the learning rate is annealed to zero within it."""
+
+
+class Score(Section):
+    """How log-densities become scores."""
+
+    method: Literal["nll"] = "nll"
+    """`nll`: the negative log-likelihood."""
+    dequantization_samples: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Points in each cell over which the density of `integer`, `category` and `bool` columns is averaged."""
+
+
+class Recipe(Section):
+    """A flowcli recipe. Everything has a default but `flow.type`."""
+
+    version: Literal[1] = 1
+    data: Data = Data()
+    flow: Flow
+    train: Train = Train()
+    score: Score = Score()

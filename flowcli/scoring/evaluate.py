@@ -1,0 +1,114 @@
+"""How good a model is on a table: log-likelihood, bits per dimension, the Gaussian beside it, and AUROC with labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from flowcli.data.status import NAMES
+from flowcli.errors import DataError
+from flowcli.model import Model
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over the rows that have a finite log-density; errors are standard errors of the mean. nats."""
+
+    rows: int
+    rows_in_mean: int
+    statuses: dict[str, int]
+    log_prob: float
+    log_prob_error: float
+    bits_per_dim: float
+    gaussian_log_prob: float
+    gaussian_log_prob_error: float
+    diagonal_gaussian_log_prob: float
+    better_than_gaussian: float
+    better_than_gaussian_error: float
+    auroc: float | None = None
+    average_precision: float | None = None
+
+
+def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: str | None = None) -> Evaluation:
+    """Evaluate ``model`` on batches of a table; ``label`` names a column that says which rows are anomalies.
+
+    Raises DataError: wrong columns, no rows, a label column that is not two-valued.
+    """
+    parts: list[NDArray[np.float64]] = []
+    statuses = np.zeros(len(NAMES), int)
+    labels: list[pa.Array] = []
+
+    def diagonal(y, context):  # type: ignore[no-untyped-def]
+        return model.baseline.log_prob(y, context, diagonal=True)
+
+    for batch in batches:
+        rows = model.codec.read(batch)
+        densities = (None, model.baseline.log_prob, diagonal)
+        parts.append(np.stack([model.rows_log_prob(rows, density) for density in densities]))
+        statuses += np.bincount(rows.status, minlength=len(NAMES))
+        if label is not None:
+            if label not in batch.schema.names:
+                raise DataError(f"the data has no label column '{label}'.")
+            column = batch.column(label)
+            labels += column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    if not parts:
+        raise DataError("the data has no rows.")
+    log_probs = np.concatenate(parts, 1)
+    used = np.isfinite(log_probs[0])
+    if not used.any():
+        raise DataError("no row has a finite log-density: each has a missing, infinite or impossible value.")
+    flow, gaussian, diagonal_gaussian = log_probs[:, used]
+    auroc = precision = None
+    if label is not None:
+        anomalous = _anomalous(pa.chunked_array(labels), label)
+        ranked = ~np.isnan(log_probs[0])
+        auroc, precision = ranking(-log_probs[0][ranked], anomalous[ranked])
+    mean, error = _mean(flow)
+    gaussian_mean, gaussian_error = _mean(gaussian)
+    gain, gain_error = _mean(flow - gaussian)
+    return Evaluation(
+        rows=log_probs.shape[1],
+        rows_in_mean=int(used.sum()),
+        statuses={name: int(n) for name, n in zip(NAMES, statuses, strict=True) if n},
+        log_prob=mean,
+        log_prob_error=error,
+        bits_per_dim=-mean / (math.log(2) * model.codec.features),
+        gaussian_log_prob=gaussian_mean,
+        gaussian_log_prob_error=gaussian_error,
+        diagonal_gaussian_log_prob=_mean(diagonal_gaussian)[0],
+        better_than_gaussian=gain,
+        better_than_gaussian_error=gain_error,
+        auroc=auroc,
+        average_precision=precision,
+    )
+
+
+def ranking(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple[float, float]:
+    """Area under the ROC curve, ties counted half, and average precision Σ (R_k − R_{k−1})·P_k over distinct scores."""
+    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    hits = np.bincount(inverse, weights=positive, minlength=len(values))
+    misses = counts - hits
+    below = np.cumsum(misses) - misses
+    auroc = float((hits * (below + misses / 2)).sum() / (hits.sum() * misses.sum()))
+    found, taken = np.cumsum(hits[::-1]), np.cumsum(counts[::-1])
+    precision = float((hits[::-1] * found / taken).sum() / hits.sum())
+    return auroc, precision
+
+
+def _anomalous(labels: pa.ChunkedArray, name: str) -> NDArray[np.bool_]:
+    """Labels as booleans: of two values, the greater one (1, true, 'outlier' after 'inlier') is the anomaly."""
+    values = sorted(pc.unique(labels).to_pylist(), key=str)
+    if len(values) != 2 or None in values:
+        raise DataError(f"label column '{name}': needs exactly two values, such as 0 and 1; it has {len(values)}.")
+    return np.asarray(pc.equal(labels, pa.scalar(values[1], labels.type)))
+
+
+def _mean(x: NDArray[np.float64]) -> tuple[float, float]:
+    error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+    return float(x.mean()), error

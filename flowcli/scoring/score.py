@@ -1,0 +1,75 @@
+"""Scores of a batch: the one function that the command, the Python API and every engine call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowcli.data.status import MISSING, NAMES, NONFINITE
+from flowcli.model import Model
+
+SCORE_FIELDS = (
+    pa.field("log_prob", pa.float64()),
+    pa.field("score", pa.float64()),
+    pa.field("p_value", pa.float64()),
+    pa.field("is_anomaly", pa.bool_()),
+    pa.field("status", pa.string()),
+)
+
+
+@dataclass(frozen=True)
+class Level:
+    """When a row is called an anomaly: p-value at most ``alpha``, or score at least ``threshold``; never, if neither."""
+
+    alpha: float | None = None
+    threshold: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.alpha is not None or self.threshold is not None
+
+    def flags(self, score: NDArray[np.float64], p_value: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which rows are anomalies ``(n,)``."""
+        if self.alpha is not None:
+            return p_value <= self.alpha
+        return score >= self.threshold
+
+
+def p_values(score: NDArray[np.float64], calibration: Tensor) -> NDArray[np.float64]:
+    """Conformal p-values ``(n,)``: (1 + #{held-out scores ≥ score}) / (1 + #held-out).
+
+    Uniform on rows like the training rows, whatever the flow (Vovk et al. 2005; Bates et al. 2023, equation 2).
+    """
+    held_out = calibration.numpy()
+    at_least = len(held_out) - np.searchsorted(held_out, score, side="left")
+    return np.asarray((1 + at_least) / (1 + len(held_out)), np.float64)
+
+
+def score_batch(model: Model, batch: pa.RecordBatch | pa.Table, level: Level | None = None) -> pa.RecordBatch:
+    """The score columns of a batch, one row for each of its rows, in order; ``is_anomaly`` only with a level.
+
+    A row with a missing value has null log_prob, score, p_value and flag. A row of zero density has score +∞.
+    Raises DataError when columns are missing or of another type.
+    """
+    level = level or Level()
+    rows = model.codec.read(batch)
+    log_prob = model.rows_log_prob(rows)
+    missing = rows.status == MISSING
+    status = np.where(np.isneginf(log_prob) & (rows.status <= NONFINITE) & ~missing, NONFINITE, rows.status)
+    score = -log_prob
+    p_value = p_values(score, model.calibration)
+    columns = {
+        "log_prob": pa.array(log_prob, mask=missing),
+        "score": pa.array(score, mask=missing),
+        "p_value": pa.array(p_value, mask=missing),
+        "status": pa.array(np.array(NAMES)[status], pa.string()),
+    }
+    if level:
+        columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)
+    fields = [f for f in SCORE_FIELDS if f.name in columns]
+    return pa.RecordBatch.from_arrays([columns[f.name] for f in fields], schema=pa.schema(fields))
+
+

@@ -1,0 +1,254 @@
+"""``fit``: recipe and rows → Model, and a run folder if asked."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from flowcli import recipe as recipes
+from flowcli.data.codec import Rows, TableCodec
+from flowcli.data.noise import uniforms
+from flowcli.data.source import STDIN, Source
+from flowcli.data.status import OK
+from flowcli.errors import DataError, UsageError
+from flowcli.flows.linear import Triangular
+from flowcli.model import Baseline, Model, new_flow
+from flowcli.recipe import Column, Recipe
+from flowcli.training.loop import HELD_OUT, Interrupted, Trainer, batch_size
+from flowcli.training.progress import Evaluation, Progress
+from flowcli.training.run import Run, describe, versions
+from flowcli.training.state import State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAVE_SECONDS = 20.0  # at most this much work is lost when the machine goes down, plus the epoch under way
+MAX_CALIBRATION = 100_000
+MIN_ROWS = 8
+
+
+class Prepared:
+    """Recipe and data brought together: codec, flow at its start, training and held-out rows. No training yet."""
+
+    def __init__(self, recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> None:
+        if table.num_rows < MIN_ROWS:
+            raise DataError(f"{table.num_rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
+        if held_out is None:
+            order = np.random.default_rng(recipe.train.seed).permutation(table.num_rows)
+            assert isinstance(recipe.data.validation, float)
+            held = max(1, round(recipe.data.validation * table.num_rows))
+            if held >= table.num_rows - 1:
+                raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
+            table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
+        self.codec = TableCodec.fit(table, recipe.data)
+        self.rows = self.codec.read(table)
+        self.held_out = _usable(self.codec.read(held_out))
+        self.recipe = _resolved(recipe, self.codec, len(self.rows))
+        torch.manual_seed(recipe.train.seed)
+        self.flow = new_flow(self.recipe, self.codec)
+        raw = self.rows.raw
+        y, _ = self.codec.encode(raw, uniforms(recipe.train.seed, HELD_OUT + 1, 0, *raw.shape))
+        self.baseline = Baseline.of(y)
+        first = next(iter(self.flow.bijection))
+        if isinstance(first, Triangular):
+            first.start(self.baseline.mean, self.baseline.covariance)
+
+    def model(self, scores: torch.Tensor, about: dict[str, Any]) -> Model:
+        """A Model of the flow as it is now, calibrated on held-out ``scores``."""
+        if len(scores) > MAX_CALIBRATION:
+            picked = np.random.default_rng(self.recipe.train.seed).choice(len(scores), MAX_CALIBRATION, replace=False)
+            scores = scores[torch.from_numpy(picked)]
+        finite = torch.nan_to_num(scores.double(), nan=np.finfo(np.float64).max, posinf=np.finfo(np.float64).max)
+        return Model(self.recipe, self.codec, self.flow, self.baseline, finite.sort().values, about)
+
+
+def fit(
+    recipe: Recipe | Mapping[str, Any] | str,
+    frame: pd.DataFrame | pa.Table | None = None,
+    *,
+    run: str | pathlib.Path | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    force: bool = False,
+    resume: bool = False,
+    init_from: Model | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Model:
+    """Fit a recipe (a Recipe, its dict, a path or a shipped name) to a frame, or to the recipe's ``data.files``.
+
+    ``run`` is a folder to write; ``resume`` goes on with the one that is there; ``init_from`` starts from a fitted
+    model's weights. Raises UsageError, DataError, TrainingError or ModelFileError, with a sentence for the user.
+    """
+    progress = progress or Progress()
+    checked = as_recipe(recipe, overrides)
+    began, folder = time.monotonic(), pathlib.Path(run) if run is not None else None
+    prepared = prepare(checked, frame)
+    if init_from is not None:
+        _start_from(prepared, init_from)
+    trainer = Trainer(
+        prepared.flow, prepared.codec, prepared.rows, prepared.held_out, prepared.recipe.train, progress
+    )
+    fingerprint = _fingerprint(prepared)
+    start: State | None = None
+    evaluations: list[Evaluation] = []
+    record: Run | None = None
+    if folder is not None and resume:
+        record = Run(folder)
+        start, evaluations = record.read_state(fingerprint)
+        if start.counters.finished:
+            progress.say(f"{folder}: is finished already; nothing to do")
+            return Model.load(folder)
+    elif folder is not None:
+        record = Run.create(folder, force)
+        record.write_recipe(prepared.recipe)
+    saved = time.monotonic()
+
+    def on_evaluation(evaluation: Evaluation, state: State, best: bool) -> None:
+        nonlocal saved
+        evaluations.append(evaluation)
+        if record and (len(evaluations) == 1 or time.monotonic() - saved > SAVE_SECONDS):
+            save(record, state)
+            saved = time.monotonic()
+
+    def save(record: Run, state: State) -> None:
+        now = {name: tensor.clone() for name, tensor in prepared.flow.state_dict().items()}
+        prepared.flow.load_state_dict(state.best)
+        assert trainer.held_out_scores is not None
+        record.write_model(prepared.model(trainer.held_out_scores - trainer.held_out.log_det, {}))
+        prepared.flow.load_state_dict(now)
+        record.write_state(state, evaluations, fingerprint)
+        record.write_metrics(evaluations)
+
+    try:
+        state = trainer.run(start, on_evaluation, stopped)
+    except Interrupted as interrupted:
+        if record:
+            record.write_state(interrupted.state, evaluations, fingerprint)
+            record.write_metrics(evaluations)
+        raise
+    prepared.flow.to("cpu").eval()
+    model = _finished(prepared, state)
+    if record:
+        record.write_model(model)
+        record.write_state(state, evaluations, fingerprint)
+        record.write_metrics(evaluations)
+        record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
+    return model
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked Recipe from any of the forms ``fit`` takes. Raises UsageError."""
+    if isinstance(recipe, str):
+        return recipes.load(recipe, overrides)
+    if isinstance(recipe, Recipe):
+        recipe = recipe.model_dump(mode="json")
+    return recipes.from_dict(json.loads(json.dumps(recipe)), overrides)
+
+
+def prepare(recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None) -> Prepared:
+    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
+    if frame is not None:
+        table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
+    elif recipe.data.files:
+        table = Source.of(recipe.data.files).table()
+    else:
+        raise UsageError("no data: name files after the recipe, or under data.files in it.")
+    if table.num_columns == 0 or table.num_rows == 0:
+        raise DataError("the data has no rows.")
+    held_out = None
+    if isinstance(recipe.data.validation, str):
+        types = {field.name: field.type for field in table.schema}
+        held_out = Source.of([recipe.data.validation], types=types).table()
+    return Prepared(recipe, table, held_out)
+
+
+def _usable(rows: Rows) -> Rows:
+    """The held-out rows that have a density. Raises DataError when there is none."""
+    keep = torch.from_numpy(np.flatnonzero(rows.status == OK))
+    if len(keep) == 0:
+        raise DataError("no held-out row can be used: each has a missing, unseen or infinite value.")
+    return rows.take(keep)
+
+
+def _resolved(recipe: Recipe, codec: TableCodec, rows: int) -> Recipe:
+    """The recipe with what was found in the data written into it."""
+    columns = dict(recipe.data.columns)
+    for column in (*codec.columns, *codec.given):
+        options = columns.get(column.name, Column())
+        if column.kind != "constant":
+            kind = "bool" if column.arrow_type == "bool" else column.kind
+            columns[column.name] = options.model_copy(update={"type": kind})
+    train = recipe.train.model_copy(update={"batch_size": batch_size(recipe.train, rows)})
+    return recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"columns": columns}), "train": train}
+    )
+
+
+def _start_from(prepared: Prepared, model: Model) -> None:
+    ours, theirs = prepared.flow.state_dict(), model.flow.state_dict()
+    if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
+        raise UsageError("--init-from: that model's flow has another shape than this recipe's on this data.")
+    prepared.flow.load_state_dict(theirs)
+
+
+def _finished(prepared: Prepared, state: State) -> Model:
+    """The best weights, calibrated with the density that ``score`` will compute."""
+    draft = prepared.model(torch.zeros(1), {})
+    log_prob = draft.rows_log_prob(prepared.held_out)
+    baseline = draft.rows_log_prob(prepared.held_out, draft.baseline.log_prob)
+    about = {
+        "rows": len(prepared.rows),
+        "held_out_rows": len(prepared.held_out),
+        "held_out_log_prob": _finite(float(log_prob.mean())),
+        "held_out_gaussian_log_prob": _finite(float(baseline.mean())),
+        "parameters": sum(p.numel() for p in prepared.flow.parameters()),
+        "best_epoch": state.counters.best_epoch,
+        "epochs": state.counters.epoch,
+        "steps": state.counters.step,
+        "skipped_steps": state.counters.skipped,
+    }
+    return replace(prepared.model(torch.from_numpy(-log_prob), about))
+
+
+def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) -> dict[str, Any]:
+    data = prepared.recipe.data
+    held_out = [data.validation] if isinstance(data.validation, str) else []
+    files = [f for names in (data.files, held_out) if names for f in Source.of([n for n in names if n != STDIN]).files]
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "versions": versions(),
+        "device": str(prepared.recipe.train.device),
+        "threads": torch.get_num_threads(),
+        "seed": prepared.recipe.train.seed,
+        "data": [describe(file) for file in files],
+        "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},
+        "seconds": {"total": round(seconds, 3), "training": round(state.counters.seconds, 3)},
+        "metrics": model.about,
+    }
+
+
+def _fingerprint(prepared: Prepared) -> str:
+    """What a resumed fit must share with the one it goes on with: recipe, columns and rows."""
+    recipe = prepared.recipe.model_dump(mode="json")
+    recipe["train"].pop("max_time")
+    recipe["data"].pop("files")
+    digest = hashlib.sha256(json.dumps([recipe, prepared.codec.to_dict()], sort_keys=True).encode())
+    digest.update(prepared.rows.raw.numpy().tobytes())
+    digest.update(prepared.held_out.raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _finite(x: float) -> float | None:
+    return x if np.isfinite(x) else None
