@@ -1,0 +1,62 @@
+"""Every flow × transform × variant that the registry builds, small: the one list that drives the flow tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from flowcli.flows.flow import Flow
+from flowcli.flows.nets import MaskedLinear
+from flowcli.flows.registry import build
+
+HIDDEN = [16, 16]
+
+CASES: dict[str, dict[str, Any]] = {
+    "planar": {"type": "planar", "layers": 4, "hidden": [16]},
+    "radial": {"type": "radial", "layers": 4, "hidden": [16]},
+    **{
+        f"realnvp-{transform}-{mixing}": {
+            "type": "realnvp", "layers": 3, "hidden": HIDDEN, "transform": transform, "bins": 6, "mixing": mixing,
+        }
+        for transform in ("affine", "spline")
+        for mixing in ("none", "lu")
+    },
+    **{
+        f"{direction}-{transform}-{order}": {
+            "type": "maf", "layers": 3, "hidden": HIDDEN, "transform": transform, "bins": 6, "order": order,
+            "direction": direction,
+        }
+        for transform in ("affine", "spline")
+        for direction in ("maf", "iaf")
+        for order in ("reverse", "same")
+    },
+}  # fmt: skip
+
+
+def random_flow(
+    case: str,
+    features: int,
+    context: int = 0,
+    base: str = "gaussian",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    spread: float = 0.1,
+) -> Flow:
+    """The case's flow with every parameter moved off its start by ``spread``·N(0, 1)."""
+    torch.manual_seed(seed)
+    flow = build(features=features, context=context, base=base, components=3, whiten=True, **CASES[case])
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+        for module in flow.modules():
+            if isinstance(module, MaskedLinear):
+                module.weight.mul_(module.mask)
+    return flow.to(dtype)
+
+
+def rows(n: int, features: int, context: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Standard Gaussian rows and contexts."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(n, features, generator=generator, dtype=dtype)
+    return x, torch.randn(n, context, generator=generator, dtype=dtype) if context else None

@@ -1,0 +1,301 @@
+"""One suite for every flow in the registry, at random parameters, never at the identity."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from flow_cases import CASES, random_flow, rows
+from torch import Tensor
+
+from flowcli.flows.autoregressive import Autoregressive
+from flowcli.flows.bijection import Chain, Permutation
+from flowcli.flows.flow import Flow
+from flowcli.flows.linear import LU, Triangular
+from flowcli.flows.nets import MADE, MaskedLinear
+from flowcli.flows.registry import FLOWS, build
+from flowcli.flows.transforms import Affine, Spline
+from flowcli.recipe import FLOW_OPTIONS
+
+every_case = pytest.mark.parametrize("case", CASES)
+shapes = pytest.mark.parametrize(("features", "context"), [(1, 0), (1, 2), (2, 0), (2, 3), (5, 0), (5, 2)])
+
+
+def jacobian_log_det(run, x: Tensor, context: Tensor | None) -> Tensor:
+    """log|det ∂run/∂x| row by row, by autograd."""
+    out = []
+    for i in range(len(x)):
+        c = None if context is None else context[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda v, c=c: run(v[None], c)[0][0], x[i])
+        out.append(torch.linalg.slogdet(jacobian)[1])
+    return torch.stack(out)
+
+
+def test_every_flow_of_the_registry_is_tested_and_in_the_recipe() -> None:
+    assert {options["type"] for options in CASES.values()} == set(FLOWS) == set(FLOW_OPTIONS)
+
+
+@every_case
+@shapes
+def test_round_trip_and_log_det_in_float64(case: str, features: int, context: int) -> None:
+    flow = random_flow(case, features, context).bijection
+    x, c = rows(64, features, context)
+    z, log_det = flow(x, c)
+    back, log_det_back = flow.inverse(z, c)
+    assert (z - x).abs().max() > 1e-3  # not the identity
+    assert (back - x).abs().max() < 1e-9
+    assert (log_det + log_det_back).abs().max() < 1e-8
+    assert (jacobian_log_det(flow, x[:4], c) - log_det[:4]).abs().max() < 1e-8
+    there = flow.inverse(x, c)[1]
+    assert (jacobian_log_det(flow.inverse, x[:4], c) - there[:4]).abs().max() < 1e-8
+
+
+@every_case
+@shapes
+def test_round_trip_in_float32(case: str, features: int, context: int) -> None:
+    # A round trip's error is rounding times condition number. At a spread of 0.1 these little networks make maps whose
+    # smallest singular value is 1e-3, and float64 does no better from z rounded to float32; 0.05 keeps it above 0.02.
+    flow = random_flow(case, features, context, dtype=torch.float32, spread=0.05).bijection
+    x, c = rows(256, features, context, torch.float32)
+    z, log_det = flow(x, c)
+    assert z.dtype == log_det.dtype == torch.float32
+    assert (flow.inverse(z, c)[0] - x).abs().max() < 1e-4
+    assert (flow(flow.inverse(x, c)[0], c)[0] - x).abs().max() < 1e-4
+
+
+@every_case
+def test_inverse_without_gradients_is_the_inverse_with_them(case: str) -> None:
+    flow = random_flow(case, 4, 2).bijection
+    z, c = rows(32, 4, 2)
+    with torch.no_grad():
+        x, log_det = flow.inverse(z, c)
+    x_grad, log_det_grad = flow.inverse(z, c)
+    assert (x - x_grad).abs().max() < 1e-12
+    assert (log_det - log_det_grad).abs().max() < 1e-12
+
+
+@every_case
+@pytest.mark.parametrize("context", [0, 2])
+def test_gradients_reach_every_parameter(case: str, context: int) -> None:
+    flow = random_flow(case, 4, context)
+    x, c = rows(64, 4, context)
+    (-flow.log_prob(x, c).mean()).backward()
+    # The last permutation-free spline knots may be unused by 64 rows, but no parameter may be cut off altogether.
+    for name, parameter in flow.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@every_case
+def test_gradients_through_the_inverse_are_those_of_finite_differences(case: str) -> None:
+    flow = random_flow(case, 3, 2).bijection
+    z, c = rows(3, 3, 2)
+    z.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: flow.inverse(v, c), (z,), eps=1e-6, atol=1e-5)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_rows_stay_finite(case: str, dtype: torch.dtype) -> None:
+    flow = random_flow(case, 3, dtype=dtype)
+    x = 1e3 * torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, 1.0, -1.0], [0.0, 0.0, 1.0]], dtype=dtype)
+    x.requires_grad_()
+    log_prob = flow.log_prob(x)
+    log_prob.sum().backward()
+    assert torch.isfinite(log_prob).all()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+    with torch.no_grad():
+        assert torch.isfinite(flow.bijection.inverse(x)[0]).all()
+
+
+@every_case
+def test_a_copy_loaded_from_its_state_is_the_same(case: str) -> None:
+    flow, other = random_flow(case, 3, 2), random_flow(case, 3, 2, seed=7)
+    x, c = rows(16, 3, 2)
+    assert not torch.equal(flow.log_prob(x, c), other.log_prob(x, c))
+    other.load_state_dict(flow.state_dict())
+    assert torch.equal(flow.log_prob(x, c), other.log_prob(x, c))
+    assert torch.equal(flow.log_prob(x, c), copy.deepcopy(flow).log_prob(x, c))
+
+
+@every_case
+def test_context_moves_the_density(case: str) -> None:
+    flow = random_flow(case, 2, 2)
+    x, c = rows(8, 2, 2)
+    assert (flow.log_prob(x, c) - flow.log_prob(x, c + 1)).abs().max() > 1e-4
+
+
+@every_case
+@pytest.mark.parametrize("base", ["gaussian", "uniform", "student_t", "mixture"])
+def test_density_integrates_to_one(case: str, base: str) -> None:
+    flow = random_flow(case, 2, base=base)
+    # x = sinh(t)-spaced squares reach far into the tails of the logistic and the t.
+    t = torch.linspace(-7, 7, 701, dtype=torch.float64)
+    axis, weight = torch.sinh(t), torch.cosh(t) * (t[1] - t[0])
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        mass = (flow.log_prob(grid).exp() * torch.outer(weight, weight).flatten()).sum()
+    assert mass == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("iaf")])
+def test_whole_forward_graph_is_captured(case: str) -> None:
+    flow = random_flow(case, 3, 2)
+    x, c = rows(8, 3, 2)
+    explanation = torch._dynamo.explain(flow)(x, c)
+    assert explanation.graph_break_count == 0, explanation.break_reasons
+
+
+@every_case
+def test_a_new_flow_is_the_identity(case: str) -> None:
+    flow = build(features=3, context=2, base="gaussian", components=3, whiten=True, **CASES[case]).double().bijection
+    x, c = rows(16, 3, 2)
+    layers = [layer for layer in flow if not isinstance(layer, Permutation)]
+    z, log_det = Chain(layers)(x, c)
+    assert (z - x).abs().max() < 1e-6
+    assert log_det.abs().max() < 1e-6
+
+
+# -- parts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["planar", "radial"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1e-3, 1.0, 200.0])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_planar_and_radial_are_finite_at_extreme_parameters(
+    case: str, dtype: torch.dtype, size: float, sign: int
+) -> None:
+    features = 4
+    flow = build(features=features, base="gaussian", components=1, whiten=False, **CASES[case])
+    x, _ = rows(64, features, 0, dtype)
+    for layer in flow.bijection:
+        with torch.no_grad():
+            layer.parameters_.uniform_(-1, 1)
+            layer.parameters_[features:].mul_(sign * size)  # w and b, or raw α and β
+            layer.parameters_[:features].mul_(200)  # u, or the centre
+            if case == "planar" and size == 200:
+                layer.parameters_[:features] = -sign * 200 * layer.parameters_[features:-1].sign()  # wᵀu = −160,000
+    flow = flow.to(dtype)
+    for run in (flow.bijection, flow.bijection.inverse):
+        x_ = x.clone().requires_grad_()
+        y, log_det = run(x_)
+        (y.sum() + log_det.sum()).backward()
+        assert torch.isfinite(y).all()
+        assert torch.isfinite(log_det).all()
+        assert x_.grad is not None
+        assert torch.isfinite(x_.grad).all()
+    if dtype == torch.float64 and size <= 1:
+        assert (flow.bijection.inverse(flow.bijection(x)[0])[0] - x).abs().max() < 1e-8
+
+
+def test_masks_stay_masks_under_training() -> None:
+    net = MADE(4, 2, [32, 32], 3)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+    x, c = rows(32, 4, 2, torch.float32)
+    for _ in range(5):
+        optimizer.zero_grad()
+        net(x, c).square().sum().add(net(x, c).sum()).backward()
+        optimizer.step()
+    for module in net.modules():
+        if isinstance(module, MaskedLinear):
+            assert (module.weight[module.mask == 0] == 0).all()
+            assert (module.weight[module.mask == 1] != 0).any()
+
+
+@pytest.mark.parametrize(("features", "hidden"), [(1, [8]), (2, [3]), (7, [5, 4]), (6, [64, 32])])
+@pytest.mark.parametrize("context", [0, 2])
+def test_outputs_see_only_earlier_columns(features: int, hidden: list[int], context: int) -> None:
+    net = MADE(features, context, hidden, 2).double()
+    for module in net.modules():
+        if isinstance(module, MaskedLinear):
+            torch.nn.init.normal_(module.weight)
+            module.weight.data.mul_(module.mask)
+    x, c = rows(1, features, context)
+    jacobian = torch.autograd.functional.jacobian(lambda v: net(v[None], c)[0].sum(-1), x[0])
+    assert torch.equal(jacobian, jacobian.tril(-1))
+    if features > 1 and len(hidden) == 2 and hidden[0] >= features:
+        assert (jacobian[1:].diagonal(-0) != 0).any()
+        assert all(jacobian[i, i - 1] != 0 for i in range(1, features))
+
+
+def test_the_walk_gives_the_parameters_of_the_whole_pass() -> None:
+    net = MADE(6, 2, [20, 15], 3).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    for module in net.modules():
+        if isinstance(module, MaskedLinear):
+            module.weight.data.mul_(module.mask)
+    x, c = rows(9, 6, 2)
+    walk = net.walk(x, c)
+    for i in range(6):
+        assert (walk.parameters() - net(x, c)[:, i]).abs().max() < 1e-12
+        walk.append(x[:, i : i + 1])
+
+
+@pytest.mark.parametrize("transform", [Affine(), Spline(8)])
+def test_transforms_at_wild_parameters(transform: Affine | Spline) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 6 * torch.randn(2000, 1, generator=generator, dtype=torch.float64)
+    parameters = 4 * torch.randn(2000, 1, transform.count, generator=generator, dtype=torch.float64)
+    y, log_slope = transform.forward(x, parameters)
+    back, log_slope_back = transform.inverse(y, parameters)
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(log_slope).all()
+    assert ((back - x).abs() / (1 + x.abs())).max() < 1e-6
+    # The slope may reach 1e6 where knots crowd; compared where rounding of y does not decide the bin.
+    assert (log_slope + log_slope_back).abs().median() < 1e-10
+    higher, _ = transform.forward(x + 1e-3, parameters)
+    assert (higher > y).all()
+
+
+def test_spline_meets_its_tails() -> None:
+    spline = Spline(5, box=2.0)
+    parameters = torch.randn(1, 1, spline.count, dtype=torch.float64)
+    parameters[..., :2] = 0  # no affine part
+    edge = torch.tensor([[-2.0], [2.0]], dtype=torch.float64)
+    for side in (-1e-9, 1e-9):
+        y, log_slope = spline.forward(edge + side, parameters.expand(2, 1, -1))
+        assert (y - edge).abs().max() < 1e-6
+        assert log_slope.abs().max() < 1e-6
+
+
+def test_triangular_starts_as_the_whitening_of_the_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(500, 3, generator=generator, dtype=torch.float64)
+    data = data @ torch.tensor([[2.0, 0, 0], [1, 0.1, 0], [-3, 0.2, 5]], dtype=torch.float64).T + 7
+    layer = Triangular(3).double()
+    layer.start(data.mean(0), torch.cov(data.T))
+    y, _ = layer(data)
+    assert y.mean(0).abs().max() < 1e-9
+    assert (torch.cov(y.T) - torch.eye(3)).abs().max() < 1e-9
+
+
+def test_autoregressive_columns_keep_their_order() -> None:
+    layer = Autoregressive(4, 0, [16], Affine()).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    for module in layer.modules():
+        if isinstance(module, MaskedLinear):
+            module.weight.data.mul_(module.mask)
+    x, _ = rows(1, 4, 0)
+    jacobian = torch.autograd.functional.jacobian(lambda v: layer(v[None])[0][0], x[0])
+    assert torch.equal(jacobian, jacobian.tril())
+
+
+def test_lu_is_its_matrix() -> None:
+    layer = LU(3).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    matrix = layer(torch.eye(3, dtype=torch.float64))[0].T
+    assert torch.linalg.slogdet(matrix)[1].item() == pytest.approx(layer(torch.ones(1, 3, dtype=torch.float64))[1].item())
+
+
+def test_flow_sampling_is_seeded() -> None:
+    flow: Flow = random_flow("maf-affine-reverse", 3)
+    draws = [flow.sample(5, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
