@@ -21,13 +21,12 @@ def uniforms(seed: int, epoch: int, start: int, rows: int, columns: int) -> Tens
 
 
 def lattice(points: int, columns: int) -> Tensor:
-    """``(points, columns)``: points of (0, 1)^columns spread evenly, the same on every machine.
+    """``(points, columns)``: places in (0, 1)^columns spread evenly, the same on every machine; one is the middle.
 
-    A Kronecker lattice on the powers of the generalised golden ratio (Roberts 2018), centred: one point is the middle.
+    A scrambled Sobol sequence (Owen 1998): with a power of two of points, each column has one in each of that many
+    equal parts.
     """
-    ratio = 2.0
-    for _ in range(64):  # the root of g^(d+1) = g + 1
-        ratio = (1 + ratio) ** (1 / (columns + 1))
-    steps = ratio ** -torch.arange(1, columns + 1, dtype=torch.float64)
-    k = torch.arange(points, dtype=torch.float64)[:, None] - (points - 1) / 2
-    return (0.5 + k * steps).remainder(1.0).clamp(1e-9, 1 - 1e-9)
+    if points == 1:
+        return torch.full((1, columns), 0.5, dtype=torch.float64)
+    draws = torch.quasirandom.SobolEngine(columns, scramble=True, seed=0).draw(points, dtype=torch.float64)
+    return draws.clamp(1e-9, 1 - 1e-9)

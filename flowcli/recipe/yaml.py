@@ -36,11 +36,10 @@ class Document:
 
     def position(self, path: Path, key: bool = False) -> tuple[int, int]:
         """Line and column of ``path``, or of its nearest parent that is in the file."""
-        for end in range(len(path), -1, -1):
-            where = (self.keys if key or end < len(path) else self.values).get(path[:end])
-            if where:
-                return where
-        return (1, 1)
+        if key and path in self.keys:
+            return self.keys[path]
+        inside = (path[:end] for end in range(len(path), -1, -1))
+        return next((self.values[p] for p in inside if p in self.values), (1, 1))
 
     def place(self, path: Path, key: bool = False) -> str:
         """Where ``path`` stands, for a message: ``file:line:col``, or the override that set it."""
