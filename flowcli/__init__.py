@@ -1,8 +1,8 @@
 """flowcli: learn a probability density from a table; score, sample and explain it.
 
-    model = flowcli.fit("maf-affine", frame)      # or a path, or a dict
-    model.log_prob(frame); model.score(frame); model.sample(1000)
-    model.save("model.safetensors"); flowcli.load("model.safetensors")
+model = flowcli.fit("maf-affine", frame)      # or a path, or a dict
+model.log_prob(frame); model.score(frame); model.sample(1000)
+model.save("model.safetensors"); flowcli.load("model.safetensors")
 """
 
 from __future__ import annotations

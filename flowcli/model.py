@@ -55,7 +55,8 @@ class Baseline:
         covariance = torch.diag(self.covariance.diagonal()) if diagonal else self.covariance
         factor = torch.linalg.cholesky(covariance)
         z = torch.linalg.solve_triangular(factor, (y.double() - self.mean).T, upper=False)
-        return -0.5 * z.square().sum(0) - factor.diagonal().log().sum() - len(self.mean) * HALF_LOG_2PI
+        log_prob: Tensor = -0.5 * z.square().sum(0) - factor.diagonal().log().sum() - len(self.mean) * HALF_LOG_2PI
+        return log_prob
 
 
 @dataclass
@@ -109,8 +110,8 @@ class Model:
         calibration = tensors.pop("calibration", None)
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         if found != shapes or calibration is None or calibration.dtype != torch.float64 or calibration.ndim != 1:
-            differing = sorted(set(found.items()) ^ set(shapes.items()), key=str) or [("calibration",)]
-            raise ModelFileError(f"{file}: the tensor {differing[0][0]} is not what the file's own recipe implies.")
+            differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items())) or ["calibration"]
+            raise ModelFileError(f"{file}: the tensor {differing[0]} is not what the file's own recipe implies.")
         flow = new_flow(recipe, codec)
         flow.load_state_dict({name[len("flow.") :]: t for name, t in tensors.items() if name.startswith("flow.")})
         baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"])
@@ -162,7 +163,8 @@ class Model:
         """
         from flowcli.scoring import Level, score_batch  # scoring is built on this module
 
-        return score_batch(self, _table(frame), Level(alpha=alpha)).to_pandas()
+        scores: pd.DataFrame = score_batch(self, _table(frame), Level(alpha=alpha)).to_pandas()
+        return scores
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
@@ -179,7 +181,8 @@ class Model:
         values cannot be used.
         """
         parts = list(self.sample_batches(n, given, seed, temperature))
-        return pa.Table.from_batches(parts, self.sample_schema()).to_pandas()
+        rows: pd.DataFrame = pa.Table.from_batches(parts, self.sample_schema()).to_pandas()
+        return rows
 
     def sample_schema(self) -> pa.Schema:
         """The columns that :meth:`sample` gives: those it was given, then those it draws."""
@@ -202,14 +205,18 @@ class Model:
             start, stop = part * PART, min((part + 1) * PART, total)
             state = np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0]
             with torch.no_grad():
-                generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+                generator = torch.Generator().manual_seed(int(state) >> 1)
                 z = self.flow.base.cpu().sample(PART, generator, temperature)[: stop - start]
                 self.flow.base.to(like.device)
                 rows = torch.arange(start, stop) // n
                 c = None if context is None else context[rows].to(like)
                 y, _ = self.flow.bijection.inverse(z.to(like.device), c)
             drawn = self.codec.decode(y.cpu())
-            arrays = {} if table is None else {c.name: table.column(c.name).take(pa.array(rows.numpy())) for c in self.codec.given}
+            arrays = (
+                {}
+                if table is None
+                else {c.name: table.column(c.name).take(pa.array(rows.numpy())) for c in self.codec.given}
+            )
             arrays |= dict(zip(drawn.schema.names, drawn.columns, strict=True))
             yield pa.Table.from_pydict(arrays).cast(self.sample_schema()).combine_chunks().to_batches()[0]
 

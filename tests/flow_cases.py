@@ -55,7 +55,9 @@ def random_flow(
     return flow.to(dtype)
 
 
-def rows(n: int, features: int, context: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor | None]:
+def rows(
+    n: int, features: int, context: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Standard Gaussian rows and contexts."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, features, generator=generator, dtype=dtype)

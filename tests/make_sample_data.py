@@ -1,6 +1,6 @@
 """Makes sample_data/ from the tables inside scikit-learn (which the tests themselves do not need).
 
-    python tests/make_sample_data.py
+python tests/make_sample_data.py
 """
 
 from __future__ import annotations

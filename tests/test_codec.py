@@ -189,7 +189,7 @@ def test_what_cannot_be_fitted_is_said(columns: dict[str, Any], data: dict[str, 
 def test_columns_of_another_type_at_score_time() -> None:
     codec = fit({"x": [1.0, 2.5] * 10, "c": ["a", "b"] * 10})
     assert codec.read(pa.table({"x": pa.array([1, 2]), "c": ["a", "b"]})).status.tolist() == [OK, OK]
-    with pytest.raises(DataError, match="'x'.*string.*double"):
+    with pytest.raises(DataError, match=r"'x'.*string.*double"):
         codec.read(pa.table({"x": ["1", "2"], "c": ["a", "b"]}))
     with pytest.raises(DataError, match="no column 'c'"):
         codec.read(pa.table({"x": [1.0]}))

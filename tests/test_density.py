@@ -72,7 +72,9 @@ def test_mass_is_one_and_samples_follow_it(flow: str, name: str) -> None:
 
     drawn = model.sample(DRAWS)
     assert list(drawn.dtypes) == list(frame.dtypes)
-    x_cell, y_cell = (coarse(points, frame[c], frame[c]) for points, c in ((xs, frame.columns[0]), (ys, frame.columns[1])))
+    x_cell, y_cell = (
+        coarse(points, frame[c], frame[c]) for points, c in ((xs, frame.columns[0]), (ys, frame.columns[1]))
+    )
     expected = np.zeros((x_cell.max() + 1, y_cell.max() + 1))
     np.add.at(expected, (x_cell[:, None], y_cell[None, :]), mass)
     found = np.zeros_like(expected)
@@ -91,7 +93,7 @@ def coarse(values: np.ndarray, column: pd.Series, fitted: pd.Series) -> np.ndarr
             edges = np.unique(np.floor(edges)) + 0.5
         else:
             # On the grid's own cell borders, so that the grid sums exactly over each coarse cell.
-            grid, weight = cells(fitted)
+            grid, _ = cells(fitted)
             borders = grid[:-1] + np.diff(grid) / 2
             edges = borders[np.searchsorted(borders, edges)]
         return np.searchsorted(edges, values)

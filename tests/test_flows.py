@@ -295,7 +295,9 @@ def test_lu_is_its_matrix() -> None:
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     matrix = layer(torch.eye(3, dtype=torch.float64))[0].T
-    assert torch.linalg.slogdet(matrix)[1].item() == pytest.approx(layer(torch.ones(1, 3, dtype=torch.float64))[1].item())
+    assert torch.linalg.slogdet(matrix)[1].item() == pytest.approx(
+        layer(torch.ones(1, 3, dtype=torch.float64))[1].item()
+    )
 
 
 def test_flow_sampling_is_seeded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 import yaml
@@ -85,7 +86,7 @@ zzz: 1
         ("flow: {type: maf, hidden: [8, x]}", "r.yaml:1:31: flow.hidden.1: 'x' must be a whole number"),
         ("flow: {type: planar, transform: spline}", "r.yaml:1:22: flow.transform: unknown key"),
         ("flow: {type: maf}\ntrain: {lr: -1}", "r.yaml:2:13: train.lr: -1 must be above 0"),
-        ("flow: {type: maf}\ntrain: {max_time: 5 parsecs}", "r.yaml:2:19: train.max_time: '5 parsecs' is not a duration"),
+        ("flow: {type: maf}\ntrain: {max_time: 5 parsecs}", "r.yaml:2:19: train.max_time: '5 parsecs' is not"),
         ("flow: {type: maf}\ndata: {validation: 1.5}", "r.yaml:2:20: data.validation: 1.5 must be below 1"),
         ("flow: {type: maf}\ndata: {columns: {a: {transform: logit}}}", "r.yaml:2:21: data.columns.a: low and high"),
         ("flow: {type: maf}\nversion: 2", "r.yaml:2:10: version: 2 must be 1"),
@@ -118,6 +119,15 @@ def test_overrides_obey_the_same_rules() -> None:
     assert mistakes("flow: {type: maf}", "flow.type.x=3")[0].startswith("-s flow.type.x: type is not a section")
 
 
+def complaints(attempt: Callable[[], object]) -> list[str]:
+    """What a UsageError said, line by line; nothing if there was none. Any other exception fails the test."""
+    try:
+        attempt()
+    except UsageError as error:
+        return str(error).split("\n")
+    return []
+
+
 @given(st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -131,19 +141,13 @@ def test_json_is_read_as_it_is_and_never_crashes_the_check(value: object) -> Non
     except UsageError:
         return  # a control character that YAML does not allow
     assert document.value == value or "\\u" in text
-    try:
-        check(document)
-    except UsageError as error:
-        assert all(line.startswith("r.yaml:") for line in str(error).split("\n"))
+    assert all(line.startswith("r.yaml:") for line in complaints(lambda: check(document)))
 
 
 @given(st.text(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_a_recipe_or_a_sentence(text: str) -> None:
-    try:
-        read(text)
-    except UsageError as error:
-        assert str(error).startswith("r.yaml:")
+    assert all(line.startswith("r.yaml:") for line in complaints(lambda: read(text)))
 
 
 def test_plain_yaml_agrees_with_pyyaml() -> None:
@@ -154,9 +158,7 @@ def test_plain_yaml_agrees_with_pyyaml() -> None:
 @pytest.mark.parametrize("name", shipped.names())
 def test_shipped_recipes_are_valid_and_say_when_to_choose_them(name: str) -> None:
     recipes.load(name)
-    comment = "".join(
-        line for line in shipped.path(name).read_text().splitlines(keepends=True) if line.startswith("#")
-    )
+    comment = "".join(line for line in shipped.path(name).read_text().splitlines(keepends=True) if line.startswith("#"))
     assert "Choose it" in comment
     assert "Costs" in comment
     assert len(shipped.about(name)) < 120

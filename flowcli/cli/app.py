@@ -62,7 +62,7 @@ def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Call
                 function(*args, **options)
             except typer.Exit:
                 raise
-            except BaseException as error:  # noqa: BLE001 (the one place where any error becomes an exit code)
+            except BaseException as error:
                 if isinstance(error, SystemExit):
                     raise
                 console.leave(error)

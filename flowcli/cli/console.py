@@ -9,7 +9,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flowcli.errors import FlowcliError
 
@@ -83,8 +83,7 @@ def leave(error: BaseException) -> NoReturn:
         print(f"{head} out of memory; try fewer rows or a smaller batch.", file=sys.stderr)
         sys.exit(3)
     print(
-        f"{head} this is a bug in flowcli: {type(error).__name__}: {printable(str(error))[:300]} "
-        f"(--debug shows where)",
+        f"{head} this is a bug in flowcli: {type(error).__name__}: {printable(str(error))[:300]} (--debug shows where)",
         file=sys.stderr,
     )
     sys.exit(1)
@@ -95,7 +94,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.number = 0
-        self._before = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}

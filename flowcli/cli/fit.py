@@ -26,9 +26,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run folder that is there.")] = False,
     init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from a fitted model's weights.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read, check, build; do not train or write.")] = False,
-    max_time: Annotated[
-        str | None, typer.Option(metavar="30m", help="Finish in good order within this time.")
-    ] = None,
+    max_time: Annotated[str | None, typer.Option(metavar="30m", help="Finish in good order within this time.")] = None,
     device: Annotated[
         str | None, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to train.")
     ] = None,

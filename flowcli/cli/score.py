@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @command()
@@ -56,7 +60,7 @@ def score(
     level = Level(alpha=alpha, threshold=threshold)
     wanted = [name for names in keep for name in names.split(",")]
 
-    def scored():  # type: ignore[no-untyped-def]
+    def scored() -> Iterator[pa.RecordBatch]:
         row = 0
         for file, batch in read_source(data, fitted, format).batches():
             columns = {

@@ -14,7 +14,8 @@ Set = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help
 
 @command()
 def validate(
-    recipe: Annotated[str, typer.Argument(help="A recipe's path, or a shipped recipe's name.")], set_: Set = []  # noqa: B006
+    recipe: Annotated[str, typer.Argument(help="A recipe's path, or a shipped recipe's name.")],
+    set_: Set = [],  # noqa: B006
 ) -> None:
     """Check a recipe: every mistake at once, each as file:line:column with the nearest right word."""
     from flowcli.recipe import load, shipped

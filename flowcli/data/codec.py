@@ -57,9 +57,7 @@ class TableCodec:
         for name in asked:
             _require(table.schema, name, "the data")
         chosen = [
-            name
-            for name in (data.include or table.column_names)
-            if name not in data.exclude and name not in data.given
+            name for name in (data.include or table.column_names) if name not in data.exclude and name not in data.given
         ]
         columns = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in chosen)
         given = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in data.given)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -238,7 +238,7 @@ class Category(ColumnCodec):
         """Levels in their own order. Text that is almost all different is refused unless ``asked`` for."""
         plain = _dense(values)
         table = sorted((item["values"].as_py(), item["counts"].as_py()) for item in plain.drop_null().value_counts())
-        if not asked and len(table) > Category.MAX_LEVELS or len(table) > len(values) / 2 > 10:
+        if (not asked and len(table) > Category.MAX_LEVELS) or len(table) > len(values) / 2 > 10:
             raise DataError(
                 f"column '{name}': {len(table)} different values in {len(values)} rows look like text or an id; "
                 f"leave it out (data.exclude)."
@@ -323,7 +323,8 @@ CODECS: dict[str, type[ColumnCodec]] = {c.kind: c for c in (Real, Integer, Categ
 def from_dict(column: dict[str, Any]) -> ColumnCodec:
     """The codec that :meth:`ColumnCodec.to_dict` described."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in column.items() if k != "kind"}
-    return CODECS[column["kind"]](**fields)
+    codec: Any = CODECS[column["kind"]]  # its fields are those that to_dict wrote
+    return cast(ColumnCodec, codec(**fields))
 
 
 def _numbers(values: pa.Array) -> Floats:

@@ -123,7 +123,9 @@ class _reading:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{self.file}: no such file.") from None
-        if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError) and not isinstance(error, BrokenPipeError):
+        if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError) and not isinstance(
+            error, BrokenPipeError
+        ):
             raise DataError(f"{self.file}: cannot be read: {_line(error)}") from None
 
 
@@ -148,7 +150,7 @@ def _same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:
 
 
 def _open(file: str) -> IO[bytes]:
-    return sys.stdin.buffer if file == STDIN else open(file, "rb")  # noqa: SIM115 (the reader owns it)
+    return sys.stdin.buffer if file == STDIN else open(file, "rb")
 
 
 def _csv_options(format: str, types: Mapping[str, pa.DataType]) -> dict[str, Any]:

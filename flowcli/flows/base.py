@@ -32,9 +32,7 @@ class Base(nn.Module, ABC):
 
     def _uniform(self, n: int, generator: torch.Generator | None) -> Tensor:
         """``(n, features)`` draws from the open interval (0, 1)."""
-        u = torch.rand(
-            n, self.features, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device
-        )
+        u = torch.rand(n, self.features, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
         return u.clamp(min=torch.finfo(u.dtype).tiny)
 
     def _normal(self, n: int, generator: torch.Generator | None) -> Tensor:

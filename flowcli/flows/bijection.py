@@ -84,4 +84,3 @@ class Permutation(Bijection):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return y[:, self.back], y.new_zeros(y.shape[0])
-

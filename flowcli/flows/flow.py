@@ -25,7 +25,8 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The same as :meth:`log_prob`: what a wrapper that calls modules (DDP, compile) sees."""
         z, log_det = self.bijection(x, context)
-        return self.base.log_prob(z) + log_det
+        log_prob: Tensor = self.base.log_prob(z) + log_det
+        return log_prob
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density ``(n,)`` in nats of rows in the flow's own units."""

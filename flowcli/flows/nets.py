@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
         widths = [inputs, *hidden] if inputs else [0]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.weight = nn.Parameter(torch.zeros(outputs, widths[-1]))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
@@ -44,7 +45,7 @@ class _MaskGradient(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.saved_tensors[0], None
 
 
@@ -120,7 +121,7 @@ class MADE(nn.Module):
             *([lowest + unit * spread // width for unit in range(width)] for width in hidden),
             [column for column in range(features) for _ in range(outputs)],
         ]
-        pairs = list(zip(degrees, degrees[1:], strict=False))
+        pairs = list(pairwise(degrees))
         self.layers = nn.ModuleList(
             MaskedLinear(torch.tensor(a), torch.tensor(b), zero=i == len(hidden)) for i, (a, b) in enumerate(pairs)
         )
@@ -147,7 +148,8 @@ class Walk:
     def __init__(self, net: MADE, like: Tensor, context: Tensor | None) -> None:
         self.net = net
         self.degree = 0
-        self.layers = [(layer.masked_weight(), layer.bias) for layer in net.layers]  # type: ignore[operator]
+        masked = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
+        self.layers = [(layer.masked_weight(), layer.bias) for layer in masked]
         widths = [net.context + net.features, *(len(bias) for _, bias in self.layers[:-1])]
         self.known = [_Columns(like, width) for width in widths]
         if context is not None:

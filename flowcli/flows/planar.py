@@ -82,7 +82,9 @@ def solve(m: Tensor, c: Tensor, max_steps: int) -> Tensor:
                 break
             s = new
         slope = 1 + m_ * _sech2(s)
+        root: Tensor = s
     if not (m.requires_grad or c.requires_grad):
-        return s
+        return root
     # One Newton step with the slope held fixed: it moves s by a rounding error and carries the gradient.
-    return s - (s + m * torch.tanh(s) - c) / slope
+    step: Tensor = (root + m * torch.tanh(root) - c) / slope
+    return root - step

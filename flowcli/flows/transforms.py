@@ -129,5 +129,3 @@ class Spline(Transform):
             log_slope = -log_slope
         out = torch.where(inside, out[..., 0], x)
         return out, torch.where(inside, log_slope[..., 0], torch.zeros_like(x))
-
-

@@ -129,9 +129,11 @@ def _path(loc: Iterable[str | int], document: Document) -> Path:
     for part in loc:
         candidate = (*path, part)
         in_flow = path == ["flow"] and part in FLOW_OPTIONS and candidate not in document.values
-        is_branch = isinstance(part, str) and (part.startswith(("literal[", "constrained-", "function-")) or part in (
-            "int", "float", "str", "bool"
-        )) and candidate not in document.values
+        is_branch = (
+            isinstance(part, str)
+            and (part.startswith(("literal[", "constrained-", "function-")) or part in ("int", "float", "str", "bool"))
+            and candidate not in document.values
+        )
         if not in_flow and not is_branch:
             path.append(part)
     return tuple(path)

@@ -65,14 +65,22 @@ def parse(text: str, name: str) -> Document:
         raise UsageError(f"{name}: larger than {MAX_BYTES // 1_000_000} MB, which no recipe needs.")
     document = Document(name)
     try:
-        _build(yaml.parse(text, Loader=yaml.SafeLoader), document)  # type: ignore[no-untyped-call]
+        _build(yaml.parse(text, Loader=yaml.SafeLoader), document)
     except yaml.reader.ReaderError as error:
-        raise UsageError(f"{name}:1:1: character #x{ord(str(error.character)[:1] or ' '):04x} may not stand in YAML.") from None
+        raise UsageError(
+            f"{name}:1:1: character #x{ord(str(error.character)[:1] or ' '):04x} may not stand in YAML."
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else f"{name}:1:1"
         raise UsageError(f"{where}: not valid YAML: {error.problem or error.context}.") from None
     return document
+
+
+def _place(event: yaml.Event) -> tuple[int, int]:
+    """Line and column at which an event starts, counted from 1."""
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 def _build(events: Any, document: Document) -> None:
@@ -83,7 +91,8 @@ def _build(events: Any, document: Document) -> None:
     documents = 0
 
     def refuse(event: Any, why: str) -> UsageError:
-        return UsageError(f"{document.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}: {why}")
+        line, column = _place(event)
+        return UsageError(f"{document.name}:{line}:{column}: {why}")
 
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
@@ -101,7 +110,7 @@ def _build(events: Any, document: Document) -> None:
         if not isinstance(event, yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent):
             continue
 
-        where = (event.start_mark.line + 1, event.start_mark.column + 1)
+        where = _place(event)
         parent_path, parent = stack[-1] if stack else ((), None)
         if isinstance(parent, dict) and key is None:
             if not isinstance(event, yaml.ScalarEvent):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flowcli.data.status import NAMES
 from flowcli.errors import DataError
@@ -44,7 +45,7 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     statuses = np.zeros(len(NAMES), int)
     labels: list[pa.Array] = []
 
-    def diagonal(y, context):  # type: ignore[no-untyped-def]
+    def diagonal(y: Tensor, context: Tensor | None) -> Tensor:
         return model.baseline.log_prob(y, context, diagonal=True)
 
     for batch in batches:

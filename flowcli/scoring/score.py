@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ SCORE_FIELDS = (
 
 @dataclass(frozen=True)
 class Level:
-    """When a row is called an anomaly: p-value at most ``alpha``, or score at least ``threshold``; never, if neither."""
+    """When a row is an anomaly: p-value at most ``alpha``, or score at least ``threshold``; never, if neither."""
 
     alpha: float | None = None
     threshold: float | None = None
@@ -35,7 +36,7 @@ class Level:
         """Which rows are anomalies ``(n,)``."""
         if self.alpha is not None:
             return p_value <= self.alpha
-        return score >= self.threshold
+        return score >= (math.inf if self.threshold is None else self.threshold)
 
 
 def p_values(score: NDArray[np.float64], calibration: Tensor) -> NDArray[np.float64]:
@@ -71,5 +72,3 @@ def score_batch(model: Model, batch: pa.RecordBatch | pa.Table, level: Level | N
         columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)
     fields = [f for f in SCORE_FIELDS if f.name in columns]
     return pa.RecordBatch.from_arrays([columns[f.name] for f in fields], schema=pa.schema(fields))
-
-

@@ -13,7 +13,9 @@ def choose(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if here["cuda"] else "cpu")
     if not here.get(name, False):
-        raise UsageError(f"device {name}: there is none on this machine. Here: {', '.join(d for d in here if here[d])}.")
+        raise UsageError(
+            f"device {name}: there is none on this machine. Here: {', '.join(d for d in here if here[d])}."
+        )
     return torch.device(name)
 
 

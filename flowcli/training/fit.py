@@ -96,9 +96,7 @@ def fit(
     prepared = prepare(checked, frame)
     if init_from is not None:
         _start_from(prepared, init_from)
-    trainer = Trainer(
-        prepared.flow, prepared.codec, prepared.rows, prepared.held_out, prepared.recipe.train, progress
-    )
+    trainer = Trainer(prepared.flow, prepared.codec, prepared.rows, prepared.held_out, prepared.recipe.train, progress)
     fingerprint = _fingerprint(prepared)
     start: State | None = None
     evaluations: list[Evaluation] = []
@@ -190,9 +188,7 @@ def _resolved(recipe: Recipe, codec: TableCodec, rows: int) -> Recipe:
             kind = "bool" if column.arrow_type == "bool" else column.kind
             columns[column.name] = options.model_copy(update={"type": kind})
     train = recipe.train.model_copy(update={"batch_size": batch_size(recipe.train, rows)})
-    return recipe.model_copy(
-        update={"data": recipe.data.model_copy(update={"columns": columns}), "train": train}
-    )
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"columns": columns}), "train": train})
 
 
 def _start_from(prepared: Prepared, model: Model) -> None:

@@ -164,7 +164,8 @@ class Trainer:
             group["lr"] = self._lr()
         self.optimizer.step()
         self.average.update_parameters(self.flow)
-        return loss.detach().double()
+        value: Tensor = loss.detach().double()
+        return value
 
     def _done(self) -> float:
         """The share of the fit that is over, by steps or by time, whichever is further."""
@@ -186,7 +187,9 @@ class Trainer:
         log_probs = []
         with torch.no_grad():
             for i in range(0, len(self.held_out.y), CHUNK):
-                context = None if self.held_out.context is None else self.held_out.context[i : i + CHUNK].to(self.device)
+                context = (
+                    None if self.held_out.context is None else self.held_out.context[i : i + CHUNK].to(self.device)
+                )
                 log_probs.append(averaged(self.held_out.y[i : i + CHUNK].to(self.device), context).double().cpu())
         log_prob = torch.cat(log_probs)
         held_out = float(log_prob.mean()) + self.held_out.log_det
@@ -197,9 +200,7 @@ class Trainer:
             self.held_out_scores = -log_prob
         best = average if better or last is None else last.best
         state = State(copy_of(self.flow), average, best, optimizer_tensors(self.optimizer), Counters(**asdict(c)))
-        return Evaluation(
-            c.epoch, c.step, train, held_out, c.best_epoch, self._lr(), c.skipped, rate, c.seconds
-        ), state
+        return Evaluation(c.epoch, c.step, train, held_out, c.best_epoch, self._lr(), c.skipped, rate, c.seconds), state
 
     def _restore(self, state: State) -> None:
         self.flow.load_state_dict(state.weights)
@@ -256,4 +257,5 @@ def batch_size(settings: Train, rows: int) -> int:
 
 
 def _seed(*words: int) -> int:
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    state: int = np.random.SeedSequence(words).generate_state(1, np.uint64)[0].item()
+    return state >> 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pathlib
 import platform
 import shutil
@@ -85,10 +86,10 @@ class Run:
         tensors, about = tensorfile.read(path)
         if about["fingerprint"] != fingerprint:
             raise UsageError(f"{self.folder}: was begun with another recipe or other data; --resume needs the same.")
-        evaluations = [
-            Evaluation(**{k: float("nan") if v is None else v for k, v in entry.items()})
-            for entry in about["evaluations"]
-        ]
+        evaluations = []
+        for entry in about["evaluations"]:
+            numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in entry.items()}
+            evaluations.append(Evaluation(**numbers))
         return State.of(tensors, about["counters"]), evaluations
 
 
