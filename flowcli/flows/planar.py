@@ -76,8 +76,8 @@ def solve(m: Tensor, c: Tensor, max_steps: int) -> Tensor:
         for _ in range(max_steps):
             residual = s + m_ * torch.tanh(s) - c_
             low, high = torch.where(residual < 0, s, low), torch.where(residual > 0, s, high)
-            step = s - residual / (1 + m_ * _sech2(s))
-            new = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
+            newton = s - residual / (1 + m_ * _sech2(s))
+            new = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
             if torch.equal(new, s):
                 break
             s = new
@@ -86,5 +86,5 @@ def solve(m: Tensor, c: Tensor, max_steps: int) -> Tensor:
     if not (m.requires_grad or c.requires_grad):
         return root
     # One Newton step with the slope held fixed: it moves s by a rounding error and carries the gradient.
-    step: Tensor = (root + m * torch.tanh(root) - c) / slope
-    return root - step
+    attached: Tensor = root - (root + m * torch.tanh(root) - c) / slope
+    return attached

@@ -257,5 +257,5 @@ def batch_size(settings: Train, rows: int) -> int:
 
 
 def _seed(*words: int) -> int:
-    state: int = np.random.SeedSequence(words).generate_state(1, np.uint64)[0].item()
+    state: int = np.random.SeedSequence(words).generate_state(1, np.uint64).tolist()[0]
     return state >> 1
