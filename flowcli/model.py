@@ -196,9 +196,17 @@ class Model:
         seed: int = 0,
         temperature: float = 1.0,
     ) -> Iterator[pa.RecordBatch]:
-        """:meth:`sample` in batches. The rows are functions of (seed, place), so fewer rows are a prefix of more."""
+        """:meth:`sample` in batches. The rows are functions of (seed, place), so fewer rows are a prefix of more.
+
+        Raises before the first batch is drawn, as :meth:`sample` does.
+        """
         table = self._given_table(given)
         context = None if table is None else self.codec.read_given(table)
+        return self._draw(n, table, context, seed, temperature)
+
+    def _draw(
+        self, n: int, table: pa.Table | None, context: Tensor | None, seed: int, temperature: float
+    ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
         like = self.flow.base.anchor
         for part in range(-(-total // PART)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -85,5 +84,4 @@ def main() -> None:
     """Run the command line."""
     from flowcli.cli import evaluate, fit, inspect_, recipe, sample, score, validate  # noqa: F401 (they register)
 
-    sys.argv[0] = "flowcli"
-    app()
+    app(prog_name="flowcli")

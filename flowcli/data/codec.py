@@ -48,8 +48,8 @@ class TableCodec:
     given: tuple[ColumnCodec, ...] = ()
 
     @staticmethod
-    def fit(table: pa.Table, data: Data) -> TableCodec:
-        """Choose, type and scale the columns of a training table.
+    def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
+        """Choose, type and scale the columns of a training table; ``whole`` is the table it was taken from.
 
         Raises DataError: unknown column names, missing or infinite values, unusable types, nothing left to model.
         """
@@ -59,6 +59,8 @@ class TableCodec:
         chosen = [
             name for name in (data.include or table.column_names) if name not in data.exclude and name not in data.given
         ]
+        for name in (*chosen, *data.given):
+            _refuse_holes(name, (whole or table).column(name))
         columns = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in chosen)
         given = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in data.given)
         if not any(column.width for column in columns):
@@ -154,7 +156,6 @@ def _fit_column(name: str, table: pa.Table, options: Column) -> ColumnCodec:
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.float64())
     kind = options.type if options.type != "auto" else _kind(name, values, options)
-    _refuse_holes(name, values)
     distinct = pc.count_distinct(values.dictionary_decode() if pa.types.is_dictionary(values.type) else values)
     if distinct.as_py() == 1:
         value = values[0].as_py()
@@ -187,7 +188,7 @@ def _kind(name: str, values: pa.Array, options: Column) -> str:
     raise DataError(f"column '{name}': holds {values.type}, which flowcli does not model; leave it out (data.exclude).")
 
 
-def _refuse_holes(name: str, values: pa.Array) -> None:
+def _refuse_holes(name: str, values: pa.Array | pa.ChunkedArray) -> None:
     missing = int(np.asarray(values.is_null(nan_is_null=True)).sum())
     if missing:
         raise DataError(

@@ -76,12 +76,21 @@ class Source:
         """Each batch with the name of its file. Raises DataError naming the file that cannot be read, or whose
         columns are not those of the first."""
         first: pa.Schema | None = None
+        if len(self.files) > 1:  # before a row is given out, so that a wrong file cannot end a job half-way
+            for file in self.files:
+                for batch in self._read(file):
+                    first = first or batch.schema
+                    _same_columns(file, batch.schema, first)
+                    break
         for file in self.files:
-            with _reading(file):
-                for batch in _READERS[self._format(file)](file, self.types or {}):
-                    first = first or _plain(batch.schema)
-                    _same_columns(file, _plain(batch.schema), first)
-                    yield file, batch
+            for batch in self._read(file):
+                first = first or batch.schema
+                _same_columns(file, batch.schema, first)
+                yield file, batch
+
+    def _read(self, file: str) -> Iterator[pa.RecordBatch]:
+        with _reading(file):
+            yield from _READERS[self._format(file)](file, self.types or {})
 
     def table(self) -> pa.Table:
         """Everything at once. Raises DataError as :meth:`batches` does, and when there are no rows."""
@@ -94,9 +103,8 @@ class Source:
                     part = pa.csv.read_csv(_open(file), **_csv_options(format, self.types or {}))
                 else:
                     part = pa.Table.from_batches(list(_READERS[format](file, self.types or {})))
-            if parts:
-                _same_columns(file, _plain(part.schema), _plain(parts[0].schema))
             parts.append(part)
+            _same_columns(file, part.schema, parts[0].schema)
         try:
             table = pa.concat_tables(parts, promote_options="permissive")
         except pa.ArrowException as error:
@@ -132,10 +140,6 @@ class _reading:
 def _line(error: BaseException) -> str:
     """The first line of a library's message, as the end of a sentence."""
     return str(error).strip().split("\n")[0].rstrip(".") + "."
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    return schema.remove_metadata()
 
 
 def _same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:

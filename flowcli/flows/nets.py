@@ -69,6 +69,12 @@ class MaskedLinear(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(len(out_degrees)))
         self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.remask())
+
+    @torch.no_grad()
+    def remask(self) -> None:
+        """Set the connections that must not be to zero, after the weight was written from outside."""
+        self.weight.mul_(self.mask)
 
     def masked_weight(self) -> Tensor:
         """The weight ``(out, in)``, through which gradients come back masked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pathlib
+import re
 
 from flowcli.errors import UsageError
 
@@ -28,7 +29,7 @@ def about(name: str) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
-    return " ".join(lines).split(". ")[0].rstrip(".") + "."
+    return re.split(r"(?<=[.]) (?=[A-Z])", " ".join(lines))[0]
 
 
 def path(recipe: str) -> pathlib.Path:

@@ -44,6 +44,7 @@ class Prepared:
     def __init__(self, recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> None:
         if table.num_rows < MIN_ROWS:
             raise DataError(f"{table.num_rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
+        whole = table
         if held_out is None:
             order = np.random.default_rng(recipe.train.seed).permutation(table.num_rows)
             assert isinstance(recipe.data.validation, float)
@@ -51,7 +52,7 @@ class Prepared:
             if held >= table.num_rows - 1:
                 raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
             table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
-        self.codec = TableCodec.fit(table, recipe.data)
+        self.codec = TableCodec.fit(table, recipe.data, whole)
         self.rows = self.codec.read(table)
         self.held_out = _usable(self.codec.read(held_out))
         self.recipe = _resolved(recipe, self.codec, len(self.rows))

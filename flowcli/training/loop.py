@@ -253,9 +253,10 @@ def batch_size(settings: Train, rows: int) -> int:
     """The batch that ``auto`` means for so many rows: a thirty-second part, a power of two between 64 and 512."""
     if settings.batch_size != "auto":
         return min(settings.batch_size, rows)
-    return min(rows, max(64, min(512, 2 ** round(math.log2(max(rows / 32, 1))))))
+    part = 1 << round(math.log2(max(rows / 32, 1)))
+    return min(rows, max(64, min(512, part)))
 
 
 def _seed(*words: int) -> int:
-    state: int = np.random.SeedSequence(words).generate_state(1, np.uint64).tolist()[0]
-    return state >> 1
+    state: list[int] = np.random.SeedSequence(words).generate_state(1, np.uint32).tolist()
+    return state[0]
