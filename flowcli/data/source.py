@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import pathlib
 import shutil
@@ -100,7 +101,8 @@ class Source:
             with _reading(file):
                 if format in ("csv", "tsv"):
                     # Reading at once lets types settle over the whole file, not only its first block.
-                    part = pa.csv.read_csv(_open(file), **_csv_options(format, self.types or {}))
+                    with _open(file) as stream:
+                        part = pa.csv.read_csv(stream, **_csv_options(format, self.types or {}))
                 else:
                     part = pa.Table.from_batches(list(_READERS[format](file, self.types or {})))
             parts.append(part)
@@ -153,8 +155,13 @@ def _same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:
         raise DataError(f"{file}: has a column '{extra[0]}', which the file before it has not.")
 
 
-def _open(file: str) -> IO[bytes]:
-    return sys.stdin.buffer if file == STDIN else open(file, "rb")
+@contextlib.contextmanager
+def _open(file: str) -> Iterator[IO[bytes]]:
+    if file == STDIN:
+        yield sys.stdin.buffer
+        return
+    with open(file, "rb") as stream:
+        yield stream
 
 
 def _csv_options(format: str, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
@@ -167,7 +174,7 @@ def _csv_options(format: str, types: Mapping[str, pa.DataType]) -> dict[str, Any
 
 def _read_csv(format: str) -> Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]:
     def read(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        with pa.csv.open_csv(_open(file), **_csv_options(format, types)) as reader:
+        with _open(file) as stream, pa.csv.open_csv(stream, **_csv_options(format, types)) as reader:
             yield from reader
 
     return read
@@ -177,19 +184,20 @@ def _read_jsonl(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Reco
     options = pa.json.ParseOptions(
         explicit_schema=pa.schema(list(types.items())) if types else None, unexpected_field_behavior="infer"
     )
-    with pa.json.open_json(_open(file), pa.json.ReadOptions(block_size=4 << 20), options) as reader:
+    blocks = pa.json.ReadOptions(block_size=4 << 20)
+    with _open(file) as stream, pa.json.open_json(stream, blocks, options) as reader:
         yield from reader
 
 
 def _read_arrow(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    stream = _open(file)
-    if file != STDIN and stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]
-        with pa.ipc.open_file(stream) as reader:
-            for i in range(reader.num_record_batches):
-                yield reader.get_batch(i)
-        return
-    with pa.ipc.open_stream(stream) as reader:
-        yield from reader
+    with _open(file) as stream:
+        if file != STDIN and stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]
+            with pa.ipc.open_file(stream) as reader:
+                for i in range(reader.num_record_batches):
+                    yield reader.get_batch(i)
+        else:
+            with pa.ipc.open_stream(stream) as reader:
+                yield from reader
 
 
 def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:

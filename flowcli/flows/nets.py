@@ -69,7 +69,7 @@ class MaskedLinear(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(len(out_degrees)))
         self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.remask())
+        self.register_load_state_dict_post_hook(lambda module, _: module.remask())  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def remask(self) -> None:

@@ -6,6 +6,7 @@ python tests/pictures/session.py
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,9 @@ def main() -> None:
             for line in out:
                 console.print(Text(line[:104]), no_wrap=True)
             console.print()
-    (HERE / "session.svg").write_text(console.export_svg(title="flowcli"))
+    # rich names a font to be fetched from the web; the reader's own monospace will do.
+    picture = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="flowcli"), flags=re.DOTALL)
+    (HERE / "session.svg").write_text(picture.replace("Fira Code, monospace", "monospace"))
 
 
 if __name__ == "__main__":
