@@ -274,17 +274,21 @@ def test_a_signal_saves_and_resume_ends_as_if_nothing_had_been(folder: Path, num
     options = ["fit", "maf-affine", "t.csv", *(word for setting in settings for word in ("-s", setting))]
     whole, broken = f"whole-{code}", f"broken-{code}"
     succeed(*options, "-o", whole, cwd=folder)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "flowcli", *options, "-o", broken],
-        cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 5/"):
-            process.send_signal(number)
-            break
-    rest = process.stderr.read()
-    assert process.wait() == code, rest
+        cwd=folder,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 5/"):
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == code, rest
     assert "--resume" in rest
     lines = (folder / broken / "metrics.jsonl").read_text().splitlines()
     assert 6 <= len(lines) < 150

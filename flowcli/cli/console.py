@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from flowcli.errors import FlowcliError
+from flowcli.errors import DataError, FlowcliError
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -79,9 +79,12 @@ def leave(error: BaseException) -> NoReturn:
         for line in str(error).split("\n"):
             print(f"{head} {printable(line)}", file=sys.stderr)
         sys.exit(error.exit_code)
+    if isinstance(error, OSError):
+        print(f"{head} {printable(str(error.filename or 'a file'))}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(DataError.exit_code)
     if isinstance(error, MemoryError):
         print(f"{head} out of memory; try fewer rows or a smaller batch.", file=sys.stderr)
-        sys.exit(3)
+        sys.exit(DataError.exit_code)
     print(
         f"{head} this is a bug in flowcli: {type(error).__name__}: {printable(str(error))[:300]} (--debug shows where)",
         file=sys.stderr,
