@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -84,14 +85,18 @@ class _JsonLines:
         return None
 
     def write(self, batch: pa.RecordBatch) -> None:
-        lines = (json.dumps(_finite(row), ensure_ascii=False, default=str) for row in batch.to_pylist())
-        self.stream.write("".join(line + "\n" for line in lines).encode())
+        lines = (
+            "{" + ", ".join(f"{_json(key)}: {_json(value)}" for key, value in row.items()) + "}\n"
+            for row in batch.to_pylist()
+        )
+        self.stream.write("".join(lines).encode())
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: it becomes the string that every reader of numbers takes."""
-    inf = float("inf")
-    return {k: str(v) if isinstance(v, float) and (v != v or v in (inf, -inf)) else v for k, v in row.items()}
+def _json(value: Any) -> str:
+    """JSON for one value. It has no infinity, but 1e999 is a number that every reader rounds to it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "null" if math.isnan(value) else "1e999" if value > 0 else "-1e999"
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 _WRITERS: dict[str, Callable[[Any, pa.Schema], Any]] = {
