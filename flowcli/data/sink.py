@@ -93,9 +93,9 @@ class _JsonLines:
 
 
 def _json(value: Any) -> str:
-    """JSON for one value. It has no infinity, but 1e999 is a number that every reader rounds to it."""
+    """JSON for one value. It has no infinity: the largest number stands for it, which ranks as it should."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "null" if math.isnan(value) else "1e999" if value > 0 else "-1e999"
+        value = None if math.isnan(value) else math.copysign(sys.float_info.max, value)
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
