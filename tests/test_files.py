@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -39,9 +39,9 @@ def test_json_lines_hold_every_value(tmp_path: Path) -> None:
     with open_sink(file, table.schema) as sink:
         for batch in table.to_batches():
             sink.write(batch)
-    read = pd.read_json(file, lines=True)
-    assert read["c"].tolist()[:2] == ["a", 'quo"te, é\nline']
-    assert read["inf"].tolist()[:2] == [sys.float_info.max, 0.5]
+    rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    assert [row["c"] for row in rows] == ["a", 'quo"te, é\nline', None]
+    assert [row["inf"] for row in rows] == [sys.float_info.max, 0.5, None]
     assert Source.of([file]).table()["inf"].to_pylist() == [sys.float_info.max, 0.5, None]
 
 
