@@ -67,7 +67,8 @@ class MaskedLinear(nn.Module):
             fan_in = mask.sum(1, keepdim=True).clamp(min=1)
             weight = (torch.rand(mask.shape) * 2 - 1) * (3.0 / fan_in).sqrt() * mask
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(len(out_degrees)))
+        # Each unit bends at a point drawn like its inputs, not all of them at zero: W x + b = 0 there.
+        self.bias = nn.Parameter(-(weight * torch.randn(weight.shape)).sum(1))
         self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.remask())  # type: ignore[no-untyped-call]
 
