@@ -46,7 +46,7 @@ class Coupling(Bijection):
 
     def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
         changed, kept = x[:, self.changed], x[:, self.kept]
-        seen = kept if context is None else torch.cat([kept, context], 1)
-        parameters = self.net(seen).view(-1, len(self.changed), self.transform.count)
+        given = kept if context is None else torch.cat([kept, context], 1)
+        parameters = self.net(given).view(-1, len(self.changed), self.transform.count)
         changed, log_slope = transform(changed, parameters)
         return torch.cat([changed, kept], 1)[:, self.back], log_slope.sum(-1)

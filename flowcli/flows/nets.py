@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def seen(x: Tensor) -> Tensor:
+    """What a conditioner sees of a value: R·asinh(x/R), R = 3.
+
+    A network grows linearly with its inputs. Through a stack of layers a row far out would grow geometrically, and its
+    loss with it. Near the data this is the identity; far out it grows as a logarithm. Nothing is lost: it is one-to-one.
+    """
+    return 3 * torch.asinh(x / 3)
+
+
 class MLP(nn.Module):
     """A plain network ``(n, inputs) → (n, outputs)`` whose last layer starts at zero.
 
@@ -26,6 +35,7 @@ class MLP(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = seen(x)
         for layer in self.hidden:
             x = F.silu(layer(x))
         return F.linear(x, self.weight, self.bias)
@@ -141,7 +151,7 @@ class MADE(nn.Module):
         if context is not None:
             x = torch.cat([context, x], 1)
         for i, layer in enumerate(self.layers):
-            x = layer(F.silu(x) if i else x)
+            x = layer(F.silu(x) if i else seen(x))
         return x.view(n, self.features, self.outputs)
 
     def walk(self, like: Tensor, context: Tensor | None = None) -> Walk:
@@ -160,7 +170,7 @@ class Walk:
         widths = [net.context + net.features, *(len(bias) for _, bias in self.layers[:-1])]
         self.known = [_Columns(like, width) for width in widths]
         if context is not None:
-            self.known[0].append(context)
+            self.known[0].append(seen(context))
 
     def parameters(self) -> Tensor:
         """Parameters ``(n, outputs)`` of the next column, given those appended so far."""
@@ -176,5 +186,5 @@ class Walk:
 
     def append(self, column: Tensor) -> None:
         """The values ``(n, 1)`` of the column just computed."""
-        self.known[0].append(column)
+        self.known[0].append(seen(column))
         self.degree += 1

@@ -36,7 +36,7 @@ class Affine(Transform):
 
     count = 2
 
-    def __init__(self, bound: float = 6.0) -> None:
+    def __init__(self, bound: float = 3.0) -> None:
         self.bound = bound
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
