@@ -241,7 +241,7 @@ class Category(ColumnCodec):
         if (not asked and len(table) > Category.MAX_LEVELS) or len(table) > len(values) / 2 > 10:
             raise DataError(
                 f"column '{name}': {len(table)} different values in {len(values)} rows look like text or an id; "
-                f"leave it out (data.exclude)."
+                f"leave it out with -s 'data.exclude=[{name}]'."
             )
         return Category(name, str(values.type), tuple(k for k, _ in table), tuple(n for _, n in table))
 

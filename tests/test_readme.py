@@ -1,0 +1,82 @@
+"""The README does what it says: every command of its tour, every recipe and its Python, in order, in one folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command import ENVIRONMENT, succeed
+
+from flowcli.recipe import shipped
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+FEW_EPOCHS = ("-s", "train.epochs=2")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of the tour."""
+    tour = README[README.index("## The tour") :]
+    return re.findall(rf"```{language}\n(.*?)```", tour, flags=re.DOTALL)
+
+
+def table(n: int) -> pd.DataFrame:
+    rng = np.random.default_rng(n)
+    age = rng.integers(18, 90, n)
+    return pd.DataFrame(
+        {
+            "id": np.arange(n),
+            "age": age,
+            "price": np.exp(age / 30 + rng.standard_normal(n)),
+            "site": rng.choice(["north", "south"], n),
+            "is_fraud": rng.random(n) < 0.1,
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a reader of the tour has: tables of the names it uses."""
+    (tmp_path / "data").mkdir()
+    table(300).to_parquet(tmp_path / "train.parquet", index=False)
+    table(301).to_csv(tmp_path / "data" / "one.csv", index=False)
+    for name in ("new", "test"):
+        table(50).to_parquet(tmp_path / f"{name}.parquet", index=False)
+    table(50).to_csv(tmp_path / "rows.csv", index=False)
+    return tmp_path
+
+
+def test_the_tours_commands(folder: Path) -> None:
+    lines = "\n".join(blocks("sh"))
+    assert lines.count("flowcli ") > 10
+    script = f'set -euo pipefail\nflowcli() {{ "{sys.executable}" -m flowcli "$@"; }}\n{lines}'
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"mine.yaml", "run", "by-site", "scores.parquet", "drawn.parquet"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_tours_recipes(folder: Path) -> None:
+    for i, recipe in enumerate(blocks("yaml")):
+        (folder / "r.yaml").write_text(recipe)
+        succeed("fit", "r.yaml", "train.parquet", "-o", f"run-{i}", *FEW_EPOCHS, cwd=folder)
+    assert i == 1
+
+
+def test_the_tours_python(folder: Path) -> None:
+    (code,) = blocks("python")
+    read = "import pandas; frame = pandas.read_parquet('train.parquet').drop(columns='id')\n"
+    subprocess.run([sys.executable, "-c", read + code], cwd=folder, env=ENVIRONMENT, check=True, timeout=300)
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_every_shipped_recipe_runs(name: str, folder: Path) -> None:
+    succeed("fit", name, "train.parquet", "-o", "run", "-s", "data.exclude=[id]", *FEW_EPOCHS, cwd=folder)
+    assert len(succeed("score", "run", "new.parquet", cwd=folder).splitlines()) == 51
+    assert len(succeed("sample", "run", "-n", "5", cwd=folder).splitlines()) == 6
