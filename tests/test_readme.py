@@ -58,7 +58,9 @@ def test_the_tours_commands(folder: Path) -> None:
         ["bash", "-c", script], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    assert {"mine.yaml", "run", "by-site", "scores.parquet", "drawn.parquet"} <= {path.name for path in folder.iterdir()}
+    assert {"mine.yaml", "run", "by-site", "scores.parquet", "drawn.parquet"} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
 def test_the_tours_recipes(folder: Path) -> None:

@@ -185,7 +185,10 @@ def _kind(name: str, values: pa.Array, options: Column) -> str:
         # Whole numbers stored as floats repeat, and a density on repeated values is infinite.
         whole = pc.all(pc.equal(values, pc.floor(values)))
         return "integer" if whole.as_py() else "real"
-    raise DataError(f"column '{name}': holds {values.type}, which flowcli does not model; leave it out with -s 'data.exclude=[{name}]'.")
+    raise DataError(
+        f"column '{name}': holds {values.type}, which flowcli does not model; "
+        f"leave it out with -s 'data.exclude=[{name}]'."
+    )
 
 
 def _refuse_holes(name: str, values: pa.Array | pa.ChunkedArray) -> None:
