@@ -16,7 +16,7 @@ def seen(x: Tensor) -> Tensor:
     """What a conditioner sees of a value: R·asinh(x/R), R = 3.
 
     A network grows linearly with its inputs. Through a stack of layers a row far out would grow geometrically, and its
-    loss with it. Near the data this is the identity; far out it grows as a logarithm. Nothing is lost: it is one-to-one.
+    loss with it. Near the data this is the identity; far out, a logarithm. It is one-to-one: nothing is lost.
     """
     return 3 * torch.asinh(x / 3)
 
