@@ -40,15 +40,17 @@ class Baseline:
     mean: Tensor
     covariance: Tensor
 
-    # Added to the covariance's diagonal, in the codec's units, where a standard deviation is about 1.
+    # The share of each variance that is added to it: whatever the columns' scales, a Cholesky factor exists.
     RIDGE = 1e-6
 
     @staticmethod
     def of(y: Tensor) -> Baseline:
-        """Moments of encoded rows ``(n, features)``."""
+        """Moments of encoded rows ``(n, features)``; kept below 1e100, whose square is finite."""
+        y = y.clamp(-1e100, 1e100)
         centred = y - y.mean(0)
         covariance = centred.T @ centred / max(len(y) - 1, 1)
-        return Baseline(y.mean(0), covariance + Baseline.RIDGE * torch.eye(y.shape[1], dtype=y.dtype))
+        ridge = Baseline.RIDGE * covariance.diagonal().clamp(min=Baseline.RIDGE)
+        return Baseline(y.mean(0), covariance + torch.diag(ridge))
 
     def log_prob(self, y: Tensor, context: Tensor | None = None, diagonal: bool = False) -> Tensor:
         """Log-density ``(n,)`` of encoded rows; ``diagonal`` leaves the correlations out. The context is not used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 import flowcli
+from flowcli.recipe import Score
 
 FLOWS: dict[str, dict[str, Any]] = {
     "planar": {"type": "planar", "layers": 6},
@@ -69,6 +71,8 @@ def test_mass_is_one_and_samples_follow_it(flow: str, name: str) -> None:
     grid = pd.DataFrame(list(itertools.product(xs, ys)), columns=frame.columns)
     mass = (np.exp(model.log_prob(grid)) * np.outer(wx, wy).ravel()).reshape(len(xs), len(ys))
     assert mass.sum() == pytest.approx(1, abs=0.005)
+    usual = replace(model, recipe=model.recipe.model_copy(update={"score": Score()}))
+    assert np.exp(usual.log_prob(grid)) @ np.outer(wx, wy).ravel() == pytest.approx(1, abs=0.005)
 
     drawn = model.sample(DRAWS)
     assert list(drawn.dtypes) == list(frame.dtypes)
@@ -114,8 +118,7 @@ def test_a_mixed_table_of_four_columns_sums_to_one() -> None:
         }
     )
     model = flowcli.fit(
-        {"flow": {"type": "maf", "layers": 2, "hidden": [32]}, "train": {"epochs": 5},
-         "score": {"dequantization_samples": 64}},
+        {"flow": {"type": "maf", "layers": 2, "hidden": [32]}, "train": {"epochs": 5}},
         frame,
     )  # fmt: skip
     xs, weights = cells(frame["x"])

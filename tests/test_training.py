@@ -103,7 +103,7 @@ def test_giving_up_keeps_the_best_model(frame: pd.DataFrame) -> None:
     poison(fit, set(range(12, 10_000)))
     before: list[State] = []
     with pytest.raises(TrainingError, match="gave up at epoch 2"):
-        fit.run(on_evaluation=lambda evaluation, state, best: before.append(state))
+        fit.run(on_evaluation=lambda evaluation, state: before.append(state))
     for name, tensor in fit.flow.state_dict().items():
         assert torch.equal(tensor, before[-1].best[name])
 
@@ -122,12 +122,80 @@ def test_a_failed_fit_leaves_a_loadable_run_and_exit_code_four(
 def test_interrupting_anywhere_and_resuming_changes_nothing(frame: pd.DataFrame, stop_after: int) -> None:
     whole = trainer(frame).run()
     fit, asked = trainer(frame), iter(range(10_000))
-    with pytest.raises(Interrupted) as interrupted:
+    with pytest.raises(Interrupted):
         fit.run(stopped=lambda: next(asked) >= stop_after)
-    stored = interrupted.value.state
+    stored = fit.state
+    assert stored is not None
     again = trainer(frame).run(start=State.of(stored.tensors(), vars(stored.counters)))
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
+
+
+def test_bad_steps_in_a_row_are_counted_across_short_epochs(frame: pd.DataFrame) -> None:
+    fit = trainer(frame, SMALL | {"train": {"epochs": 6, "patience": 6, "batch_size": 270}})
+    assert fit.steps == 2
+    poison(fit, {2, 3, 4, 5})
+    assert fit.run().counters.retreats == 1
+
+
+def test_one_row_far_out_does_not_decide_the_start(frame: pd.DataFrame) -> None:
+    far = frame.assign(x=frame["x"].where(np.arange(600) != np.flatnonzero(frame["x"] < 0)[3], 1e9))
+    train = {"train": {"epochs": 8, "seed": 3}}
+    plain, robust = flowcli.fit(SMALL | train, frame), flowcli.fit(SMALL | train, far)
+    usual = frame.loc[frame["x"] > 0]
+    assert robust.log_prob(usual).mean() == pytest.approx(plain.log_prob(usual).mean(), abs=0.3)
+
+
+def test_a_held_out_row_without_density_does_not_stop_a_fit(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame.iloc[500:].assign(x=[1e300, *frame["x"].iloc[501:]]).to_csv(tmp_path / "v.csv", index=False)
+    recipe = SMALL | {"data": {"validation": str(tmp_path / "v.csv")}}
+    model = flowcli.fit(recipe, frame.iloc[:500], run=tmp_path / "run")
+    assert model.about["best_epoch"] > 0
+    assert math.isfinite(model.about["held_out_log_prob"])
+    again = flowcli.fit(recipe, frame.iloc[:500], run=tmp_path / "run", resume=True)
+    assert again.about == model.about
+
+
+class Stop(Progress):
+    """Asks for a stop after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch, self.reached = epoch, False
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.reached |= evaluation.epoch >= self.epoch
+
+    def seen(self) -> bool:
+        return self.reached
+
+
+def test_a_stopped_fit_leaves_the_model_that_its_best_epoch_is(frame: pd.DataFrame, tmp_path: Path) -> None:
+    stop = Stop(3)
+    with pytest.raises(Interrupted):
+        flowcli.fit(SMALL, frame, run=tmp_path / "a", progress=stop, stopped=stop.seen)
+    left = flowcli.load(tmp_path / "a")
+    flowcli.fit(SMALL | {"train": {"epochs": 3, "patience": 6}}, frame, run=tmp_path / "b")
+    assert left.about["epochs"] == 3
+    held = len(left.calibration)
+    assert held == 60
+    # Calibrated with the density that `score` computes: the held-out rows' p-values are the ranks among themselves.
+    prepared = prepare(from_dict(SMALL), frame)
+    scores = np.sort(-left.rows_log_prob(prepared.held_out))
+    assert np.array_equal(scores, left.calibration.numpy())
+    for name in ("model.safetensors", "resume.safetensors", "metrics.jsonl", "recipe.yaml"):
+        assert (tmp_path / "a" / name).exists()
+
+
+def test_a_resumed_fit_can_save_before_it_finds_a_better_epoch(frame: pd.DataFrame, tmp_path: Path) -> None:
+    whole = flowcli.fit(SMALL, frame, run=tmp_path / "whole")
+    for epoch in (1, 2, 4):
+        stop = Stop(epoch)
+        with pytest.raises(Interrupted):
+            flowcli.fit(SMALL, frame, run=tmp_path / "run", progress=stop, stopped=stop.seen, resume=epoch > 1)
+    flowcli.fit(SMALL, frame, run=tmp_path / "run", resume=True)
+    files = [tmp_path / run / "model.safetensors" for run in ("whole", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert whole.about["epochs"] == 6
 
 
 def test_patience_stops(frame: pd.DataFrame) -> None:

@@ -31,9 +31,9 @@ class Base(nn.Module, ABC):
         """``n`` latent rows; spread about the centre is multiplied by ``temperature`` (Glow, section 6)."""
 
     def _uniform(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """``(n, features)`` draws from the open interval (0, 1)."""
-        u = torch.rand(n, self.features, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
-        return u.clamp(min=torch.finfo(u.dtype).tiny)
+        """``(n, features)`` float64 draws from the open interval (0, 1): float32 would draw 0 once in 16 million."""
+        u = torch.rand(n, self.features, generator=generator, dtype=torch.float64, device=self.anchor.device)
+        return u.clamp(min=2.0**-54)
 
     def _normal(self, n: int, generator: torch.Generator | None) -> Tensor:
         return torch.randn(n, self.features, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
@@ -60,7 +60,7 @@ class Uniform(Base):
         return -(F.softplus(z) + F.softplus(-z)).sum(-1)
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        return temperature * torch.logit(self._uniform(n, generator), eps=torch.finfo(self.anchor.dtype).tiny)
+        return temperature * torch.logit(self._uniform(n, generator)).to(self.anchor.dtype)
 
 
 class StudentT(Base):
@@ -87,10 +87,10 @@ class StudentT(Base):
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         # Bailey 1994: √(ν (u^(−2/ν) − 1)) · cos 2πv is exactly t with ν degrees of freedom. It needs only uniforms,
         # which a generator can seed; expm1 keeps the radius exact near u = 1.
-        nu = self.degrees_of_freedom()
+        nu = self.degrees_of_freedom().double()
         u, v = self._uniform(n, generator), self._uniform(n, generator)
         radius = (nu * torch.expm1(-2 / nu * u.log())).sqrt()
-        return temperature * radius * torch.cos(2 * math.pi * v)
+        return temperature * (radius * torch.cos(2 * math.pi * v)).to(self.anchor.dtype)
 
 
 class Mixture(Base):

@@ -72,7 +72,7 @@ def solve(m: Tensor, c: Tensor, max_steps: int) -> Tensor:
     with torch.no_grad():
         m_, c_ = torch.broadcast_tensors(m, c)
         low, high = c_ - m_.abs(), c_ + m_.abs()
-        s = c_ / (1 + m_.clamp(min=0))  # the root of the linear part, inside the bracket
+        s = (c_ / (1 + m_.clamp(min=0))).clamp(low, high)  # the root of the linear part
         for _ in range(max_steps):
             residual = s + m_ * torch.tanh(s) - c_
             low, high = torch.where(residual < 0, s, low), torch.where(residual > 0, s, high)

@@ -109,13 +109,17 @@ class Spline(Transform):
         s = h / w  # the bin's mean slope
         total = d0 + d1 - 2 * s
         if inverse:
-            # Equations 6 to 8: a θ² + b θ + c = 0, with c ≤ 0 ≤ b² − 4ac; this form of the root never cancels.
+            # Equations 6 to 8: a θ² + b θ + c = 0, with c ≤ 0 ≤ b² − 4ac. Of the two forms of the root, the one that
+            # adds what b's sign lets add never cancels.
             rise = point - y0
             a = h * (s - d0) + rise * total
             b = h * d0 - rise * total
             c = -s * rise
             root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
-            theta = (2 * c / (-b - root)).clamp(0, 1)
+            up = b >= 0  # b < 0 only where a > 0; each branch's unused divisor is replaced by 1
+            theta = torch.where(
+                up, 2 * c / torch.where(up, -b - root, -1.0), (root - b) / torch.where(up, 1.0, 2 * a)
+            ).clamp(0, 1)
             out = x0 + theta * w
         else:
             theta = ((point - x0) / w).clamp(0, 1)

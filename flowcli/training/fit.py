@@ -9,31 +9,31 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from flowcli import recipe as recipes
 from flowcli.data.codec import Rows, TableCodec
 from flowcli.data.noise import uniforms
 from flowcli.data.source import STDIN, Source
 from flowcli.data.status import OK
-from flowcli.errors import DataError, UsageError
+from flowcli.errors import DataError, TrainingError, UsageError
 from flowcli.flows.linear import Triangular
 from flowcli.model import Baseline, Model, new_flow
 from flowcli.recipe import Column, Recipe
 from flowcli.training.loop import HELD_OUT, Interrupted, Trainer, batch_size
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.run import Run, describe, versions
-from flowcli.training.state import State
+from flowcli.training.state import State, copy_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SAVE_SECONDS = 20.0  # at most this much work is lost when the machine goes down, plus the epoch under way
+SAVE_SECONDS = 20.0  # between saves, at least; and saving takes at most a twentieth of the time
 MAX_CALIBRATION = 100_000
 MIN_ROWS = 8
 
@@ -63,13 +63,12 @@ class Prepared:
         self.baseline = Baseline.of(y)
         first = next(iter(self.flow.bijection))
         if isinstance(first, Triangular):
-            first.start(self.baseline.mean, self.baseline.covariance)
+            # From the rows within 10 spreads, the others moved to there: one row far out must not decide the start.
+            inner = Baseline.of(y.clamp(-10, 10))
+            first.start(inner.mean, inner.covariance)
 
     def model(self, scores: torch.Tensor, about: dict[str, Any]) -> Model:
         """A Model of the flow as it is now, calibrated on held-out ``scores``."""
-        if len(scores) > MAX_CALIBRATION:
-            picked = np.random.default_rng(self.recipe.train.seed).choice(len(scores), MAX_CALIBRATION, replace=False)
-            scores = scores[torch.from_numpy(picked)]
         finite = torch.nan_to_num(scores.double(), nan=np.finfo(np.float64).max, posinf=np.finfo(np.float64).max)
         return Model(self.recipe, self.codec, self.flow, self.baseline, finite.sort().values, about)
 
@@ -111,38 +110,39 @@ def fit(
     elif folder is not None:
         record = Run.create(folder, force)
         record.write_recipe(prepared.recipe)
-    saved = time.monotonic()
+    due = 0.0
 
-    def on_evaluation(evaluation: Evaluation, state: State, best: bool) -> None:
-        nonlocal saved
+    def on_evaluation(evaluation: Evaluation, state: State) -> None:
+        nonlocal due
         evaluations.append(evaluation)
-        if record and (len(evaluations) == 1 or time.monotonic() - saved > SAVE_SECONDS):
+        if record and time.monotonic() > due:
+            start = time.monotonic()
             save(record, state)
-            saved = time.monotonic()
+            cost = time.monotonic() - start
+            due = time.monotonic() + max(SAVE_SECONDS, 20 * cost)
 
-    def save(record: Run, state: State) -> None:
-        now = {name: tensor.clone() for name, tensor in prepared.flow.state_dict().items()}
+    def save(record: Run, state: State) -> Model:
+        """Write all that there is at an epoch's end; return the best model so far."""
+        now = copy_of(prepared.flow)
         prepared.flow.load_state_dict(state.best)
-        assert trainer.held_out_scores is not None
-        record.write_model(prepared.model(trainer.held_out_scores - trainer.held_out.log_det, {}))
+        model = _best(prepared, state)
+        record.write_model(model)
         prepared.flow.load_state_dict(now)
         record.write_state(state, evaluations, fingerprint)
         record.write_metrics(evaluations)
+        return model
 
     try:
         state = trainer.run(start, on_evaluation, stopped)
-    except Interrupted as interrupted:
-        if record:
-            record.write_state(interrupted.state, evaluations, fingerprint)
-            record.write_metrics(evaluations)
+    except (Interrupted, TrainingError):
+        if record and trainer.state:
+            save(record, trainer.state)
         raise
-    prepared.flow.to("cpu").eval()
-    model = _finished(prepared, state)
-    if record:
-        record.write_model(model)
-        record.write_state(state, evaluations, fingerprint)
-        record.write_metrics(evaluations)
-        record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
+    prepared.flow.to("cpu")
+    if record is None:
+        return _best(prepared, state)
+    model = save(record, state)
+    record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
     return model
 
 
@@ -199,23 +199,28 @@ def _start_from(prepared: Prepared, model: Model) -> None:
     prepared.flow.load_state_dict(theirs)
 
 
-def _finished(prepared: Prepared, state: State) -> Model:
-    """The best weights, calibrated with the density that ``score`` will compute."""
+def _best(prepared: Prepared, state: State) -> Model:
+    """A Model of the best weights, which the flow has now, calibrated with the density that ``score`` will compute."""
+    rows = prepared.held_out
+    if len(rows) > MAX_CALIBRATION:
+        picked = np.random.default_rng(prepared.recipe.train.seed).choice(len(rows), MAX_CALIBRATION, replace=False)
+        rows = rows.take(torch.from_numpy(np.sort(picked)))
+    prepared.flow.eval()
     draft = prepared.model(torch.zeros(1), {})
-    log_prob = draft.rows_log_prob(prepared.held_out)
-    baseline = draft.rows_log_prob(prepared.held_out, draft.baseline.log_prob)
+    log_prob = draft.rows_log_prob(rows)
+    baseline = draft.rows_log_prob(rows, draft.baseline.log_prob)
     about = {
         "rows": len(prepared.rows),
         "held_out_rows": len(prepared.held_out),
-        "held_out_log_prob": _finite(float(log_prob.mean())),
-        "held_out_gaussian_log_prob": _finite(float(baseline.mean())),
+        "held_out_log_prob": _mean(log_prob),
+        "held_out_gaussian_log_prob": _mean(baseline),
         "parameters": sum(p.numel() for p in prepared.flow.parameters()),
         "best_epoch": state.counters.best_epoch,
         "epochs": state.counters.epoch,
         "steps": state.counters.step,
         "skipped_steps": state.counters.skipped,
     }
-    return replace(prepared.model(torch.from_numpy(-log_prob), about))
+    return prepared.model(torch.from_numpy(-log_prob), about)
 
 
 def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) -> dict[str, Any]:
@@ -242,10 +247,13 @@ def _fingerprint(prepared: Prepared) -> str:
     recipe["train"].pop("max_time")
     recipe["data"].pop("files")
     digest = hashlib.sha256(json.dumps([recipe, prepared.codec.to_dict()], sort_keys=True).encode())
-    digest.update(prepared.rows.raw.numpy().tobytes())
-    digest.update(prepared.held_out.raw.numpy().tobytes())
+    for rows in (prepared.rows, prepared.held_out):
+        for part in (rows.raw, rows.context):
+            digest.update(b"" if part is None else part.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _finite(x: float) -> float | None:
-    return x if np.isfinite(x) else None
+def _mean(log_prob: NDArray[np.float64]) -> float | None:
+    """The mean over the rows that have a density, as ``evaluate`` takes it; None when there is none."""
+    finite = log_prob[np.isfinite(log_prob)]
+    return float(finite.mean()) if len(finite) else None

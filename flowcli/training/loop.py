@@ -26,6 +26,7 @@ WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 
 CHUNK = 65_536  # rows encoded or evaluated at once
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
 MAX_RETREATS = 3
+NO_DENSITY = -1e6  # the log-density that a held-out row without one counts with
 HELD_OUT = 2**32  # the epoch whose dequantisation noise the held-out rows keep
 
 
@@ -38,18 +39,14 @@ class Encoded(NamedTuple):
 
 
 class Interrupted(Exception):
-    """A signal asked the fit to stop; ``state`` is what it can be resumed from."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__()
-        self.state = state
+    """A signal asked the fit to stop."""
 
 
 class Trainer:
     """Fits ``flow`` to ``rows`` by maximum likelihood and keeps the weights best on ``held_out``.
 
-    Batches and dequantisation noise are functions of (seed, epoch), so the state at an epoch's end is all that a
-    resumed fit needs.
+    Batches and dequantisation noise are functions of (seed, epoch), so ``state``, taken at each epoch's end, is all
+    that a resumed fit needs.
     """
 
     def __init__(
@@ -72,40 +69,40 @@ class Trainer:
         self.average = AveragedModel(flow, multi_avg_fn=ema_update(settings.ema))
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
-        self.held_out_scores: Tensor | None = None
+        self.state: State | None = None
 
     # -- the fit -------------------------------------------------------------------------------------------------
 
     def run(
         self,
         start: State | None = None,
-        on_evaluation: Callable[[Evaluation, State, bool], None] = lambda *_: None,
+        on_evaluation: Callable[[Evaluation, State], None] = lambda *_: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> State:
-        """Train from ``start`` or from the flow as it is; leave the best weights in the flow.
+        """Train from ``start`` or from the flow as it is; leave the best weights in the flow, however it ends.
 
-        ``on_evaluation`` hears of every epoch's end, with whether it is the best so far; ``stopped`` is asked at every
-        step. Raises TrainingError when the numbers cannot be kept finite, Interrupted when ``stopped`` says so.
+        ``on_evaluation`` hears of every epoch's end; ``stopped`` is asked at every step. Raises TrainingError when the
+        numbers cannot be kept finite, Interrupted when ``stopped`` says so.
         """
         self.progress.begin(
             self.settings.epochs, self.steps, sum(p.numel() for p in self.parameters),
             len(self.rows), len(self.held_out.y), self.device.type,
         )  # fmt: skip
         if start is None:
-            evaluation, state = self._evaluate(math.nan, 0.0, None)
-            on_evaluation(evaluation, state, True)
+            evaluation, self.state = self._evaluate(math.nan, 0.0, None)
+            on_evaluation(evaluation, self.state)
         else:
-            state = start
-            self._restore(state)
+            self.state = start
+            self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
         try:
             while self._goes_on():
-                state = self._epoch(state, on_evaluation, stopped)
-            state.counters.finished = True
+                self.state = self._epoch(self.state, on_evaluation, stopped)
+            self.state.counters.finished = True
         finally:
             self.progress.end()
-            self.flow.load_state_dict(state.best)
-        return state
+            self.flow.load_state_dict(self.state.best)
+        return self.state
 
     def _goes_on(self) -> bool:
         c = self.counters
@@ -115,7 +112,7 @@ class Trainer:
     def _epoch(
         self,
         last: State,
-        on_evaluation: Callable[[Evaluation, State, bool], None],
+        on_evaluation: Callable[[Evaluation, State], None],
         stopped: Callable[[], bool],
     ) -> State:
         """One epoch, and its evaluation; or ``last`` again with half the rate, when it went wrong."""
@@ -125,17 +122,17 @@ class Trainer:
         generator = torch.Generator().manual_seed(_seed(self.settings.seed, c.epoch, 0))
         order = torch.randperm(len(data.y), generator=generator).to(self.home)
         noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, c.epoch, 1))
-        total, taken, bad = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
+        total, taken = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for i in range(self.steps):
             if stopped():
-                raise Interrupted(last)
+                raise Interrupted
             loss = self._step(data, order[i * self.batch : (i + 1) * self.batch], noise)
             if loss is None:
-                c.skipped, bad = c.skipped + 1, bad + 1
-                if bad > MAX_SKIPPED:
+                c.skipped, c.bad = c.skipped + 1, c.bad + 1
+                if c.bad > MAX_SKIPPED:
                     return self._step_back(last)
             else:
-                total, taken, bad = total + loss, taken + 1, 0
+                total, taken, c.bad = total + loss, taken + 1, 0
             c.step += 1
             c.seconds = time.monotonic() - self.began
             self.progress.step(c.epoch + 1, i + 1, self._done())
@@ -144,7 +141,7 @@ class Trainer:
         train = data.log_det - float(total) / max(taken, 1)
         c.epoch += 1
         evaluation, state = self._evaluate(train, taken * self.batch / (time.monotonic() - began), last)
-        on_evaluation(evaluation, state, c.best_epoch == c.epoch)
+        on_evaluation(evaluation, state)
         self.progress.evaluated(evaluation)
         return state
 
@@ -191,13 +188,13 @@ class Trainer:
                     None if self.held_out.context is None else self.held_out.context[i : i + CHUNK].to(self.device)
                 )
                 log_probs.append(averaged(self.held_out.y[i : i + CHUNK].to(self.device), context).double().cpu())
-        log_prob = torch.cat(log_probs)
+        # A row without any density would make every mean −∞, and no epoch better than another.
+        log_prob = torch.nan_to_num(torch.cat(log_probs), nan=NO_DENSITY, neginf=NO_DENSITY)
         held_out = float(log_prob.mean()) + self.held_out.log_det
         average, c.averaged = copy_of(averaged), int(self.average.n_averaged)
         better = held_out > c.best or last is None
         if better:
-            c.best, c.best_epoch = (held_out if math.isfinite(held_out) else c.best), c.epoch
-            self.held_out_scores = -log_prob
+            c.best, c.best_epoch = held_out, c.epoch
         best = average if better or last is None else last.best
         state = State(copy_of(self.flow), average, best, optimizer_tensors(self.optimizer), Counters(**asdict(c)))
         return Evaluation(c.epoch, c.step, train, held_out, c.best_epoch, self._lr(), c.skipped, rate, c.seconds), state

@@ -56,10 +56,7 @@ class Run:
 
     def write_metrics(self, evaluations: list[Evaluation]) -> None:
         """``metrics.jsonl``, a line for each evaluation; numbers that are not finite are null."""
-        lines = []
-        for evaluation in evaluations:
-            entry = {k: None if v != v or abs(v) == float("inf") else v for k, v in asdict(evaluation).items()}
-            lines.append(json.dumps(entry) + "\n")
+        lines = (json.dumps(_plain(evaluation)) + "\n" for evaluation in evaluations)
         write_whole(self.folder / "metrics.jsonl", "".join(lines))
 
     def write_model(self, model: Model) -> None:
@@ -72,7 +69,8 @@ class Run:
             "counters": asdict(state.counters),
             "fingerprint": fingerprint,
             "evaluations": [
-                {k: None if v != v else v for k, v in asdict(evaluation).items()} for evaluation in evaluations
+                {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
+                for evaluation in evaluations
             ],
         }
         tensorfile.write(self.folder / RESUME_FILE, state.tensors(), about)
@@ -91,6 +89,11 @@ class Run:
             numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in entry.items()}
             evaluations.append(Evaluation(**numbers))
         return State.of(tensors, about["counters"]), evaluations
+
+
+def _plain(evaluation: Evaluation) -> dict[str, float | None]:
+    """For JSON, which has neither NaN nor infinity."""
+    return {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ class Counters:
     rate: float = 1.0  # what the learning rate is multiplied with after stepping back
     averaged: int = 0
     skipped: int = 0
+    bad: int = 0  # skipped steps in a row, up to now
     retreats: int = 0
     seconds: float = 0.0
     finished: bool = False

@@ -96,6 +96,7 @@ def main() -> None:
               f"{r['test_log_prob_error']:.4f}")  # fmt: skip
     print("published: " + ", ".join(f"{name} {value}" for name, value in PUBLISHED.items()))
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "system": platform.system()}
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": machine, "published": PUBLISHED, "runs": results}, indent=1) + "\n")
 
 
