@@ -76,8 +76,9 @@ class Data(Section):
 class FlowOptions(Section):
     """What every flow has."""
 
-    base: BaseName = "gaussian"
-    """What the latent follows. `student_t` learns its tails; `uniform` is the unit cube behind a sigmoid."""
+    base: BaseName = "student_t"
+    """What the latent follows. `student_t` learns how heavy its tails are, so that a few rows far out do not decide
+    the fit; `uniform` is the unit cube behind a sigmoid."""
     components: Annotated[int, Field(ge=1, le=1024)] = 8
     """Components of `base: mixture`."""
     whiten: bool = True
