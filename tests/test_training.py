@@ -236,7 +236,8 @@ def test_a_held_out_file(frame: pd.DataFrame, tmp_path: Path) -> None:
 
 def test_correlated_columns_start_as_their_gaussian(frame: pd.DataFrame) -> None:
     near = frame.assign(copy=frame["x"] * 3 + 1e-3 * np.random.default_rng(1).standard_normal(600))
-    prepared = prepare(from_dict(SMALL), pa.Table.from_pandas(near))
+    gaussian = {"flow": SMALL["flow"] | {"base": "gaussian"}}
+    prepared = prepare(from_dict(gaussian), pa.Table.from_pandas(near))
     y, _ = prepared.codec.encode(prepared.held_out.raw, torch.full_like(prepared.held_out.raw, 0.5))
     with torch.no_grad():
         flow = prepared.flow.double().log_prob(y)

@@ -82,8 +82,8 @@ class FlowOptions(Section):
     components: Annotated[int, Field(ge=1, le=1024)] = 8
     """Components of `base: mixture`."""
     whiten: bool = True
-    """Begin with a triangular linear layer set from the training rows' covariance: the flow then starts at the
-    full-covariance Gaussian."""
+    """Begin with a triangular linear layer set from the training rows' covariance: the flow then starts with
+    their centre, spread and correlations, as a Gaussian or Student-t by its base."""
 
 
 class Planar(FlowOptions):
