@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcli import tensorfile
-from flowcli.data.codec import Rows, TableCodec
-from flowcli.data.status import MISSING, NONFINITE, VIOLATED
+from flowcli.data.codec import Codec, Rows, TableCodec
+from flowcli.data.image import ImageCodec
+from flowcli.data.status import MISSING, NONFINITE, UNREADABLE, UNSEEN, VIOLATED
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.base import HALF_LOG_2PI
 from flowcli.flows.flow import Flow
+from flowcli.flows.linear import moments
 from flowcli.flows.registry import build
 from flowcli.recipe import Recipe, from_dict
 
@@ -27,37 +29,46 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL_FILE = "model.safetensors"
-CHUNK = 8192  # rows that go through the flow at once
 PART = 16_384  # sampled rows that share a seed
+MAX_COVARIANCE = 1024  # columns up to which the baseline knows correlations
 
 Density = Callable[[Tensor, Tensor | None], Tensor]
 
 
+def rows_at_once(features: int) -> int:
+    """How many rows go through a flow at once: 8192, and fewer of wide ones, which need more memory each."""
+    return max(64, min(8192, (1 << 20) // features))
+
+
 @dataclass(frozen=True)
 class Baseline:
-    """The full-covariance Gaussian of the training rows in the codec's space: what a flow has to beat."""
+    """The full-covariance Gaussian of the training rows in the codec's space: what a flow has to beat.
+
+    Beyond 1,024 columns ``covariance`` is only its diagonal, ``(features,)``.
+    """
 
     mean: Tensor
     covariance: Tensor
-
-    # The share of each variance that is added to it: whatever the columns' scales, a Cholesky factor exists.
-    RIDGE = 1e-6
 
     @staticmethod
     def of(y: Tensor) -> Baseline:
         """Moments of encoded rows ``(n, features)``; kept below 1e100, whose square is finite."""
         y = y.clamp(-1e100, 1e100)
-        centred = y - y.mean(0)
-        covariance = centred.T @ centred / max(len(y) - 1, 1)
-        ridge = Baseline.RIDGE * covariance.diagonal().clamp(min=Baseline.RIDGE)
-        return Baseline(y.mean(0), covariance + torch.diag(ridge))
+        if y.shape[1] > MAX_COVARIANCE:
+            return Baseline(y.mean(0), y.var(0).clamp(min=1e-12))
+        return Baseline(*moments(y))
 
     def log_prob(self, y: Tensor, context: Tensor | None = None, diagonal: bool = False) -> Tensor:
         """Log-density ``(n,)`` of encoded rows; ``diagonal`` leaves the correlations out. The context is not used."""
-        covariance = torch.diag(self.covariance.diagonal()) if diagonal else self.covariance
-        factor = torch.linalg.cholesky(covariance)
-        z = torch.linalg.solve_triangular(factor, (y.double() - self.mean).T, upper=False)
-        log_prob: Tensor = -0.5 * z.square().sum(0) - factor.diagonal().log().sum() - len(self.mean) * HALF_LOG_2PI
+        centred = y.double() - self.mean
+        if diagonal or self.covariance.ndim == 1:
+            scale = (self.covariance.diagonal() if self.covariance.ndim == 2 else self.covariance).sqrt()
+            z, log_scale = centred / scale, scale.log().sum()
+        else:
+            factor = torch.linalg.cholesky(self.covariance)
+            z = torch.linalg.solve_triangular(factor, centred.T, upper=False).T
+            log_scale = factor.diagonal().log().sum()
+        log_prob: Tensor = -0.5 * z.square().sum(1) - log_scale - len(self.mean) * HALF_LOG_2PI
         return log_prob
 
 
@@ -65,11 +76,12 @@ class Baseline:
 class Model:
     """What ``score`` and ``sample`` need, and the public Python API.
 
-    ``calibration`` holds the sorted scores of held-out rows, float64. ``about`` is what ``inspect`` prints beside.
+    ``calibration (k, held-out rows)`` holds what scores are made of, float64 (:mod:`flowcli.scoring.method`).
+    ``about`` is what ``inspect`` prints beside.
     """
 
     recipe: Recipe
-    codec: TableCodec
+    codec: Codec
     flow: Flow
     baseline: Baseline
     calibration: Tensor
@@ -99,7 +111,7 @@ class Model:
         file = path / MODEL_FILE if path.is_dir() else path
         tensors, stored = tensorfile.read(file)
         try:
-            recipe, codec = from_dict(stored["recipe"]), TableCodec.from_dict(stored["codec"])
+            recipe, codec = from_dict(stored["recipe"]), codec_from_dict(stored["codec"])
             with torch.device("meta"):
                 expected = new_flow(recipe, codec).state_dict()
         except (FlowcliError, KeyError, TypeError, ValueError) as error:
@@ -107,11 +119,11 @@ class Model:
         d = codec.features
         shapes = {f"flow.{name}": (tensor.shape, tensor.dtype) for name, tensor in expected.items()} | {
             "baseline.mean": (torch.Size([d]), torch.float64),
-            "baseline.covariance": (torch.Size([d, d]), torch.float64),
+            "baseline.covariance": (torch.Size([d, d] if d <= MAX_COVARIANCE else [d]), torch.float64),
         }
         calibration = tensors.pop("calibration", None)
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        if found != shapes or calibration is None or calibration.dtype != torch.float64 or calibration.ndim != 1:
+        if found != shapes or calibration is None or calibration.dtype != torch.float64 or calibration.ndim != 2:
             differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items())) or ["calibration"]
             raise ModelFileError(f"{file}: the tensor {differing[0]} is not what the file's own recipe implies.")
         flow = new_flow(recipe, codec)
@@ -121,28 +133,32 @@ class Model:
 
     # -- density -------------------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, rows: Rows, density: Density | None = None) -> NDArray[np.float64]:
+    def rows_log_prob(
+        self, rows: Rows, density: Density | None = None, samples: int | None = None
+    ) -> NDArray[np.float64]:
         """Log-densities ``(n,)`` of rows in the user's units; log-mass in the discrete columns.
 
-        ``density`` is another density of encoded rows than the flow's. The density is averaged over K evenly spread
-        points of each row's cell (one, where no column is discrete): log 1/K Σ exp(log p(y_k) + log|dy_k/dx|), which
-        tends to the cell's true mass as K grows. NaN for a row with a missing value; −∞ where the density is zero,
-        underflows, or a constant column differs.
+        ``density`` is another density of encoded rows than the flow's. The density is averaged over K places in each
+        row's cell (one, where no column is discrete): log 1/K Σ exp(log p(y_k) + log|dy_k/dx|), which tends to the
+        cell's true mass as K grows. ``samples`` is another K than the recipe's. NaN for a row with a missing value or
+        an unreadable image; −∞ where the density is zero, underflows, or a constant column differs.
         """
         density = density or self._flow_density
-        points = self.codec.points(self.recipe.score.dequantization_samples)
+        asked = self.recipe.score.dequantization_samples
+        samples = samples or (None if asked == "auto" else asked)
+        chunk = rows_at_once(self.codec.features)
         out = np.empty(len(rows))
-        for start in range(0, len(rows), CHUNK):
-            raw = rows.raw[start : start + CHUNK]
-            context = None if rows.context is None else rows.context[start : start + CHUNK]
+        for start in range(0, len(rows), chunk):
+            raw = rows.raw[start : start + chunk]
+            context = None if rows.context is None else rows.context[start : start + chunk]
             terms = []
-            for point in points:
-                y, log_det = self.codec.encode(raw, point.expand(raw.shape))
+            for place in self.codec.places(raw, samples):
+                y, log_det = self.codec.encode(raw, place.expand(raw.shape))
                 terms.append(density(y, context) + log_det)
-            log_prob = torch.logsumexp(torch.stack(terms), 0) - math.log(len(points))
-            out[start : start + CHUNK] = log_prob.numpy()
+            log_prob = torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))
+            out[start : start + chunk] = log_prob.numpy()
         out[~np.isfinite(out) | np.isin(rows.status, (NONFINITE, VIOLATED))] = -np.inf
-        out[rows.status == MISSING] = np.nan
+        out[np.isin(rows.status, (MISSING, UNREADABLE))] = np.nan
         return out
 
     @torch.no_grad()
@@ -186,10 +202,34 @@ class Model:
         rows: pd.DataFrame = pa.Table.from_batches(parts, self.sample_schema()).to_pandas()
         return rows
 
+    @torch.no_grad()
+    def between(self, frame: pd.DataFrame | pa.Table, steps: int, given: Mapping[str, Any] | None = None) -> pa.Table:
+        """``steps`` rows on the straight line between the latents of the two rows of ``frame``, both ends included
+        (Glow, section 6). Given columns are those of ``frame``, or ``given`` for all.
+
+        Raises DataError when ``frame`` does not hold two rows that can be read.
+        """
+        table, place = _table(frame), self._given_table(given) if given else None
+        if place is not None:
+            for name in place.column_names:
+                table = table.drop_columns(name) if name in table.column_names else table
+                table = table.append_column(name, place.column(name).take(pa.array([0] * table.num_rows)))
+        rows = self.codec.read(table)
+        if len(rows) != 2 or (rows.status > UNSEEN).any():
+            raise DataError("going between needs two rows, both of which can be read.")
+        like = self.flow.base.anchor
+        y, _ = self.codec.encode(rows.raw, torch.full(rows.raw.shape, 0.5, dtype=torch.float64))
+        context = None if rows.context is None else rows.context.to(like)
+        z, _ = self.flow.bijection(y.to(like), context)
+        share = torch.linspace(0, 1, steps).to(like)[:, None]
+        line = [None if ends is None else torch.lerp(ends[:1], ends[1:], share) for ends in (z, context)]
+        assert line[0] is not None
+        return self.decoded(line[0], line[1])
+
     def sample_schema(self) -> pa.Schema:
         """The columns that :meth:`sample` gives: those it was given, then those it draws."""
         types = self.codec.types
-        return pa.schema([(c.name, types[c.name]) for c in (*self.codec.given, *self.codec.columns)])
+        return pa.schema([*((c.name, types[c.name]) for c in self.codec.given), *self.codec.schema])
 
     def sample_batches(
         self,
@@ -219,9 +259,7 @@ class Model:
                 z = self.flow.base.cpu().sample(PART, generator, temperature)[: stop - start]
                 self.flow.base.to(like.device)
                 rows = torch.arange(start, stop) // n
-                c = None if context is None else context[rows].to(like)
-                y, _ = self.flow.bijection.inverse(z.to(like.device), c)
-            drawn = self.codec.decode(y.cpu())
+                drawn = self.decoded(z.to(like.device), None if context is None else context[rows].to(like))
             arrays = (
                 {}
                 if table is None
@@ -229,6 +267,17 @@ class Model:
             )
             arrays |= dict(zip(drawn.schema.names, drawn.columns, strict=True))
             yield pa.Table.from_pydict(arrays).cast(self.sample_schema()).combine_chunks().to_batches()[0]
+
+    @torch.no_grad()
+    def decoded(self, z: Tensor, context: Tensor | None = None) -> pa.Table:
+        """The rows whose latents are ``z (n, features)``."""
+        chunk = rows_at_once(self.codec.features)
+        batches = []
+        for start in range(0, len(z), chunk):
+            c = None if context is None else context[start : start + chunk]
+            y, _ = self.flow.bijection.inverse(z[start : start + chunk], c)
+            batches.append(self.codec.decode(y.cpu()))
+        return pa.Table.from_batches(batches)
 
     def _given_table(self, given: Mapping[str, Any] | pd.DataFrame | pa.Table | None) -> pa.Table | None:
         names = [column.name for column in self.codec.given]
@@ -250,11 +299,19 @@ class Model:
         return _table(given)
 
 
-def new_flow(recipe: Recipe, codec: TableCodec) -> Flow:
-    """The recipe's flow, at the identity, for the codec's columns."""
+def new_flow(recipe: Recipe, codec: Codec) -> Flow:
+    """The recipe's flow, at its start, for the codec's vectors. Raises UsageError when it cannot take such images."""
     options = recipe.flow.model_dump()
-    flow = build(options.pop("type"), codec.features, codec.context, **options)
+    try:
+        flow = build(options.pop("type"), codec.features, codec.context, codec.shape, **options)
+    except ValueError as error:
+        raise UsageError(f"flow: {error}.") from None
     return flow.to(getattr(torch, recipe.train.precision))
+
+
+def codec_from_dict(codec: Mapping[str, Any]) -> Codec:
+    """The codec that its ``to_dict`` described."""
+    return ImageCodec.from_dict(codec) if "image" in codec else TableCodec.from_dict(codec)
 
 
 def _table(frame: pd.DataFrame | pa.Table) -> pa.Table:

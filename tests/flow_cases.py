@@ -8,7 +8,7 @@ import torch
 
 from flowcli.flows.flow import Flow
 from flowcli.flows.nets import MaskedLinear
-from flowcli.flows.registry import build
+from flowcli.flows.registry import IMAGE_FLOWS, build
 
 HIDDEN = [16, 16]
 
@@ -18,6 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{
         f"realnvp-{transform}-{mixing}": {
             "type": "realnvp", "layers": 3, "hidden": HIDDEN, "transform": transform, "bins": 6, "mixing": mixing,
+            "levels": "auto",
         }
         for transform in ("affine", "spline")
         for mixing in ("none", "lu")
@@ -31,7 +32,14 @@ CASES: dict[str, dict[str, Any]] = {
         for direction in ("maf", "iaf")
         for order in ("reverse", "same")
     },
+    **{
+        f"glow-{transform}": {
+            "type": "glow", "layers": 3, "hidden": HIDDEN, "transform": transform, "bins": 6, "levels": "auto",
+        }
+        for transform in ("affine", "spline")
+    },
 }  # fmt: skip
+IMAGE_CASES = [case for case in CASES if CASES[case]["type"] in IMAGE_FLOWS and not case.endswith("none")]
 
 
 def random_flow(
@@ -42,10 +50,11 @@ def random_flow(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     spread: float = 0.1,
+    shape: tuple[int, int, int] | None = None,
 ) -> Flow:
     """The case's flow with every parameter moved off its start by ``spread``·N(0, 1)."""
     torch.manual_seed(seed)
-    flow = build(features=features, context=context, base=base, components=3, whiten=True, **CASES[case])
+    flow = build(features=features, context=context, shape=shape, base=base, components=3, whiten=True, **CASES[case])
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(spread * torch.randn_like(parameter))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flowcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from flowcli.data.pictures import Pictures
     from flowcli.data.source import Source
     from flowcli.model import Model
 
@@ -30,8 +31,11 @@ def loaded(model: str, device: str) -> Model:
     return fitted
 
 
-def read_source(names: Sequence[str], model: Model, format: str | None = None) -> Source:
-    """A source whose columns are read in the types the model was fitted on."""
+def read_source(names: Sequence[str], model: Model, format: str | None = None) -> Source | Pictures:
+    """What the model reads: pictures, or tables whose columns are read in the types the model was fitted on."""
+    from flowcli.data.pictures import Pictures
     from flowcli.data.source import Source
 
+    if model.recipe.data.image:
+        return Pictures.of(names, model.recipe.data.image.column)
     return Source.of(names, format, model.codec.types)

@@ -18,6 +18,7 @@ def inspect_(
     """Say what a model is: its recipe, its columns, what it was fitted on and how well."""
     import json
 
+    from flowcli.data.codec import TableCodec
     from flowcli.model import Model
 
     fitted = Model.load(model)
@@ -25,7 +26,7 @@ def inspect_(
         about = {
             "recipe": fitted.recipe.model_dump(mode="json"),
             "codec": fitted.codec.to_dict(),
-            "calibration_rows": len(fitted.calibration),
+            "calibration_rows": fitted.calibration.shape[1],
             **fitted.about,
         }
         console.result(json.dumps(about, indent=2, ensure_ascii=False))
@@ -34,8 +35,12 @@ def inspect_(
     console.result(f"flow      {flow.pop('type')}: " + ", ".join(f"{k} {v}" for k, v in flow.items()))
     for key, value in fitted.about.items():
         console.result(f"{key.replace('_', ' '):<27} {value:,.6g}" if value is not None else f"{key} -")
-    console.result(f"{'calibration rows':<27} {len(fitted.calibration):,}")
-    for title, columns in (("columns", fitted.codec.columns), ("given", fitted.codec.given)):
+    console.result(f"{'calibration rows':<27} {fitted.calibration.shape[1]:,}")
+    modelled = fitted.codec.columns if isinstance(fitted.codec, TableCodec) else ()
+    if not modelled:
+        image = fitted.codec.to_dict()["image"]
+        console.result("images    " + ", ".join(f"{k} {v}" for k, v in image.items() if k != "given"))
+    for title, columns in (("columns", modelled), ("given", fitted.codec.given)):
         if columns:
             console.result(title)
         for column in columns:

@@ -10,18 +10,31 @@ import typer
 from flowcli.cli import console
 from flowcli.cli.app import command
 
+BINARY = ("parquet", "arrow")
+
 
 @command()
 def sample(
     model: Annotated[str, typer.Argument(help="A run folder or a model file.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many rows; with given rows, how many for each.")],
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="How many rows; with given rows, how many for each.")
+    ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", help="A file; its ending says the format. - is standard output.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file; its ending says the format. - is standard output. Images: DIR/ or SHEET.png.",
+        ),
     ] = "-",
     given: Annotated[
         list[str], typer.Option(metavar="COL=VALUE|FILE", help="Values of the given columns, or a file of them.")
     ] = [],  # noqa: B006
     temperature: Annotated[float, typer.Option(min=0.0, help="Spread of the latent: below 1 is more typical.")] = 1.0,
+    between: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Images from one to another, in place of draws.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="How many images --between gives, both ends included.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     format: Annotated[str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -.")] = None,
     device: Annotated[
@@ -30,23 +43,46 @@ def sample(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output file.")] = False,
 ) -> None:
     """Draw new rows, with the training table's columns and types."""
-    from flowcli.cli.formats import check_format, loaded, read_source
-    from flowcli.data.sink import check_output, open_sink
     from flowcli.errors import UsageError
+
+    if (n is None) == (between is None):
+        raise UsageError("say how many rows with -n, or the two images to go between with --between.")
+
+    from flowcli.cli.formats import check_format, loaded, read_source
+    from flowcli.data.gallery import is_gallery, open_gallery
+    from flowcli.data.sink import check_output, open_sink
+    from flowcli.data.source import format_of
     from flowcli.recipe.yaml import scalar
 
     check_format(format)
-    check_output(output, format if output == "-" else None, force)
+    gallery = is_gallery(output)
+    if not gallery:
+        check_output(output, format if output == "-" else None, force)
     fitted = loaded(model, device)
+    images = fitted.recipe.data.image is not None
+    if gallery and not images:
+        raise UsageError(f"{output}: is for images, and this model is of a table; name a file such as drawn.parquet.")
+    if between and not images:
+        raise UsageError("--between: is for images, and this model is of a table.")
+    if images and not gallery and ((format or "csv") if output == "-" else format_of(output)) not in BINARY:
+        raise UsageError("images go to a folder (-o out/), a contact sheet (-o sheet.png), or parquet or Arrow.")
     pairs = [g for g in given if "=" in g and not Path(g).exists()]
     files = [g for g in given if g not in pairs]
     if pairs and files:
         raise UsageError("--given: give values or a file, not both.")
     table = read_source(files, fitted, format).table() if files else None
     values = {key: scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
-    batches = fitted.sample_batches(n, table if files else values or None, seed, temperature)
+    if between:
+        drawn = fitted.between(read_source(between, fitted).table(), steps, values or None)
+        schema, batches = drawn.schema, iter(drawn.to_batches())
+    else:
+        schema, batches = (
+            fitted.sample_schema(),
+            fitted.sample_batches(n or 0, table if files else values or None, seed, temperature),
+        )
     rows = 0
-    with open_sink(output, fitted.sample_schema(), format if output == "-" else None, force) as sink:
+    to = open_gallery(output, force) if gallery else open_sink(output, schema, format if output == "-" else None, force)
+    with to as sink:
         for batch in batches:
             sink.write(batch)
             rows += batch.num_rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ from flowcli.cli.app import command
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Method = Literal["auto", "nll", "typicality", "complexity"]
 
 
 @command()
@@ -29,6 +31,12 @@ def score(
         float | None, typer.Option(min=0.0, max=1.0, help="Flag rows whose p-value is at most this.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Flag rows whose score is at least this.")] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="How log-densities become scores. [default: the recipe's]")
+    ] = None,
+    dequantization_samples: Annotated[
+        int | None, typer.Option(min=1, max=4096, metavar="K", help="Points in each cell of whole numbers and pixels.")
+    ] = None,
     only_anomalies: Annotated[bool, typer.Option("--only-anomalies", help="Write flagged rows only.")] = False,
     format: Annotated[
         str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of - on either side.")
@@ -50,6 +58,8 @@ def score(
     import pyarrow.compute as pc
 
     from flowcli.cli.formats import check_format, loaded, read_source
+    from flowcli.data.image import COLUMN as IMAGE
+    from flowcli.data.image import FILE
     from flowcli.data.sink import check_output, open_sink
     from flowcli.errors import DataError
     from flowcli.scoring import Level, score_batch
@@ -58,6 +68,8 @@ def score(
     check_output(output, format if output == "-" else None, force)
     fitted = loaded(model, device)
     level = Level(alpha=alpha, threshold=threshold)
+    pictures = fitted.recipe.data.image is not None
+    own = (FILE, IMAGE) if pictures else ()
     wanted = [name for names in keep for name in names.split(",")]
 
     def scored() -> Iterator[pa.RecordBatch]:
@@ -65,14 +77,14 @@ def score(
         for file, batch in read_source(data, fitted, format).batches():
             columns = {
                 "row_id": pa.array(range(row, row + batch.num_rows), pa.int64()),
-                "source": pa.array([file] * batch.num_rows, pa.string()),
+                "source": batch.column(FILE) if pictures else pa.array([file] * batch.num_rows, pa.string()),
             }
             row += batch.num_rows
-            for name in batch.schema.names if keep_all else wanted:
+            for name in (n for n in batch.schema.names if n not in own) if keep_all else wanted:
                 if name not in batch.schema.names:
                     raise DataError(f"--keep: the data has no column '{name}'.")
                 columns[name] = batch.column(name)
-            result = score_batch(fitted, batch, level)
+            result = score_batch(fitted, batch, level, method, dequantization_samples)
             clash = set(columns) & set(result.schema.names)
             if clash:
                 raise UsageError(f"--keep: '{sorted(clash)[0]}' is also the name of a score column; rename it.")

@@ -1,11 +1,12 @@
-"""A table ↔ the flow's vectors: columns chosen and typed once, at ``fit``, and the same ever after."""
+"""Rows ↔ the flow's vectors: what every codec does, and the codec of tables."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,12 +41,97 @@ class Rows:
         return Rows(self.raw[index], context, self.status[index.numpy()])
 
 
+class Codec(ABC):
+    """The reversible map between a user's rows and the flow's real vectors, with its log-determinant. Plain data."""
+
+    given: tuple[ColumnCodec, ...]
+
+    @property
+    @abstractmethod
+    def features(self) -> int:
+        """Width of the flow's vector."""
+
+    @property
+    def context(self) -> int:
+        """Width of the context vector."""
+        return sum(column.context_width for column in self.given)
+
+    @property
+    @abstractmethod
+    def discrete(self) -> bool:
+        """Whether any number is dequantised."""
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width, when the vector is an image."""
+        return None
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """The Arrow type of each column that is read."""
+        return {column.name: kinds.arrow_type(column.arrow_type) for column in self.given}
+
+    @property
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """The columns that ``decode`` gives."""
+
+    @abstractmethod
+    def read(self, batch: pa.RecordBatch | pa.Table) -> Rows:
+        """Raw numbers, context and statuses of a batch. Raises DataError for a missing column or a wrong type."""
+
+    @abstractmethod
+    def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The flow's vectors ``(n, features)`` and log|dy/dx| ``(n,)``, float64; ``u (n, features)`` in (0, 1) says
+        where in its cell each discrete value is put."""
+
+    @abstractmethod
+    def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
+        """The places ``u (n or 1, features)`` in their cells over which a density is averaged; None is the codec's
+        own number of them. A row's places do not depend on the other rows."""
+
+    @abstractmethod
+    def decode(self, y: Tensor) -> pa.RecordBatch:
+        """Rows of ``schema`` for the flow's vectors ``(n, features)``."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON for the model file."""
+
+    def augmented(self, raw: Tensor, coins: Tensor) -> Tensor:
+        """Training rows varied as the recipe asks, by ``coins (n, 1)`` in (0, 1)."""
+        return raw
+
+    def read_given(self, batch: pa.RecordBatch | pa.Table) -> Tensor:
+        """The context ``(n, context)`` of a batch that has the given columns. Raises DataError as :meth:`read` does,
+        and when a value cannot be used."""
+        context = []
+        for column in self.given:
+            numbers, codes = column.read(_values(batch, column))
+            bad = codes[(codes != OK) & (codes != UNSEEN)]
+            if len(bad):
+                raise DataError(f"given column '{column.name}': {len(bad)} values cannot be used ({NAMES[bad[0]]}).")
+            context.append(column.embed(torch.from_numpy(numbers)))
+        return torch.cat(context, 1)
+
+    def _context(self, batch: pa.RecordBatch | pa.Table) -> tuple[Tensor | None, NDArray[np.int8]]:
+        """The context of a batch, whatever its values, and what they make of each row's status."""
+        status, context = np.zeros(batch.num_rows, np.int8), []
+        for column in self.given:
+            numbers, codes = column.read(_values(batch, column))
+            status = np.maximum(status, codes)
+            context.append(column.embed(torch.from_numpy(numbers)))
+        return torch.cat(context, 1) if context else None, status
+
+
 @dataclass(frozen=True)
-class TableCodec:
-    """The modelled columns, in order, and the given ones."""
+class TableCodec(Codec):
+    """The modelled columns, in order, and the given ones: chosen and typed once, at ``fit``, the same ever after."""
 
     columns: tuple[ColumnCodec, ...]
     given: tuple[ColumnCodec, ...] = ()
+
+    POINTS: ClassVar[int] = 32  # places in each cell, unless the recipe says otherwise
 
     @staticmethod
     def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
@@ -61,8 +147,8 @@ class TableCodec:
         ]
         for name in (*chosen, *data.given):
             _refuse_holes(name, (whole or table).column(name))
-        columns = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in chosen)
-        given = tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in data.given)
+        columns = fit_columns(chosen, table, data)
+        given = fit_columns(data.given, table, data)
         if not any(column.width for column in columns):
             raise DataError("no column is left to model: all are excluded, given or constant.")
         return TableCodec(columns, given)
@@ -74,61 +160,40 @@ class TableCodec:
 
     @property
     def features(self) -> int:
-        """Width of the flow's vector."""
         return len(self.modelled)
 
     @property
-    def context(self) -> int:
-        """Width of the context vector."""
-        return sum(column.context_width for column in self.given)
-
-    @property
     def discrete(self) -> bool:
-        """Whether any modelled column is dequantised."""
         return any(column.discrete for column in self.modelled)
 
     @property
     def types(self) -> dict[str, pa.DataType]:
-        """The Arrow type each column was fitted on."""
-        return {column.name: kinds.arrow_type(column.arrow_type) for column in (*self.columns, *self.given)}
+        return {c.name: kinds.arrow_type(c.arrow_type) for c in self.columns} | super().types
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(column.name, self.types[column.name]) for column in self.columns])
 
     def read(self, batch: pa.RecordBatch | pa.Table) -> Rows:
-        """Raw numbers, context and statuses of a batch. Raises DataError for a missing column or a wrong type."""
-        status = np.zeros(batch.num_rows, np.int8)
-        raw, context = [], []
-        for column in (*self.columns, *self.given):
+        context, status = self._context(batch)
+        raw = []
+        for column in self.columns:
             numbers, codes = column.read(_values(batch, column))
             status = np.maximum(status, codes)
-            if column in self.given:
-                context.append(column.embed(torch.from_numpy(numbers)))
-            elif column.width:
+            if column.width:
                 raw.append(torch.from_numpy(numbers))
-        return Rows(torch.stack(raw, 1), torch.cat(context, 1) if context else None, status)
-
-    def read_given(self, batch: pa.RecordBatch | pa.Table) -> Tensor:
-        """The context ``(n, context)`` of a batch that has the given columns. Raises DataError as :meth:`read` does,
-        and when a value cannot be used."""
-        context = []
-        for column in self.given:
-            numbers, codes = column.read(_values(batch, column))
-            bad = codes[(codes != OK) & (codes != UNSEEN)]
-            if len(bad):
-                raise DataError(f"given column '{column.name}': {len(bad)} values cannot be used ({NAMES[bad[0]]}).")
-            context.append(column.embed(torch.from_numpy(numbers)))
-        return torch.cat(context, 1)
+        return Rows(torch.stack(raw, 1), context, status)
 
     def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The flow's vectors ``(n, features)`` and log|dy/dx| ``(n,)``, float64; ``u (n, features)`` in (0, 1) says
-        where in its cell each discrete value is put."""
         parts = [column.encode(raw[:, i], u[:, i]) for i, column in enumerate(self.modelled)]
         return torch.stack([y for y, _ in parts], 1), torch.stack([d for _, d in parts]).sum(0)
 
-    def points(self, samples: int) -> Tensor:
-        """The places ``(k, features)`` in the cells over which a density is averaged: one where nothing is discrete."""
-        return lattice(samples if self.discrete else 1, self.features)
+    def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
+        """Spread evenly, the same for every row; one, the middle, where nothing is discrete."""
+        yield from lattice((samples or self.POINTS) if self.discrete else 1, self.features)[:, None]
 
     def decode(self, y: Tensor) -> pa.RecordBatch:
-        """The table's rows for the flow's vectors ``(n, features)``: types and levels restored, constants put back."""
+        """Types and levels are restored, constants put back."""
         y, place, arrays = y.double(), 0, []
         for column in self.columns:
             if column.width:
@@ -140,15 +205,22 @@ class TableCodec:
         return pa.RecordBatch.from_arrays(arrays, names=[column.name for column in self.columns])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON for the model file."""
         return {"columns": [c.to_dict() for c in self.columns], "given": [c.to_dict() for c in self.given]}
 
     @staticmethod
     def from_dict(codec: Mapping[str, Any]) -> TableCodec:
         """The codec that :meth:`to_dict` described."""
-        return TableCodec(
-            tuple(kinds.from_dict(c) for c in codec["columns"]), tuple(kinds.from_dict(c) for c in codec["given"])
-        )
+        return TableCodec(columns_of(codec["columns"]), columns_of(codec["given"]))
+
+
+def columns_of(columns: Iterable[Mapping[str, Any]]) -> tuple[ColumnCodec, ...]:
+    """The columns that a codec's ``to_dict`` described."""
+    return tuple(kinds.from_dict(column) for column in columns)
+
+
+def fit_columns(names: Iterable[str], table: pa.Table, data: Data) -> tuple[ColumnCodec, ...]:
+    """Type and scale columns of a training table. Raises DataError for a type that cannot be modelled."""
+    return tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in names)
 
 
 def _fit_column(name: str, table: pa.Table, options: Column) -> ColumnCodec:

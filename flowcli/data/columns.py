@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
@@ -320,7 +321,7 @@ class Constant(ColumnCodec):
 CODECS: dict[str, type[ColumnCodec]] = {c.kind: c for c in (Real, Integer, Category, Constant)}
 
 
-def from_dict(column: dict[str, Any]) -> ColumnCodec:
+def from_dict(column: Mapping[str, Any]) -> ColumnCodec:
     """The codec that :meth:`ColumnCodec.to_dict` described."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in column.items() if k != "kind"}
     codec: Any = CODECS[column["kind"]]  # its fields are those that to_dict wrote

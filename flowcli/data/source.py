@@ -90,7 +90,7 @@ class Source:
                 yield file, batch
 
     def _read(self, file: str) -> Iterator[pa.RecordBatch]:
-        with _reading(file):
+        with reading(file):
             yield from _READERS[self._format(file)](file, self.types or {})
 
     def table(self) -> pa.Table:
@@ -98,7 +98,7 @@ class Source:
         parts: list[pa.Table] = []
         for file in self.files:
             format = self._format(file)
-            with _reading(file):
+            with reading(file):
                 if format in ("csv", "tsv"):
                     # Reading at once lets types settle over the whole file, not only its first block.
                     with _open(file) as stream:
@@ -121,7 +121,7 @@ class Source:
         return self.format if self.format and pathlib.Path(file).suffix.lower() not in FORMATS else format_of(file)
 
 
-class _reading:
+class reading:
     """Turns what reading a file can raise into one DataError that names it."""
 
     def __init__(self, file: str) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-OK, UNSEEN, NONFINITE, VIOLATED, MISSING = range(5)
+OK, UNSEEN, NONFINITE, VIOLATED, MISSING, UNREADABLE = range(6)
 
-NAMES = ("ok", "unseen_category", "nonfinite", "constant_violated", "missing")
+NAMES = ("ok", "unseen_category", "nonfinite", "constant_violated", "missing", "unreadable")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 class Bijection(nn.Module, ABC):
     """An invertible map of rows, with the log-determinant of its Jacobian.
 
-    ``forward`` runs data → latent and ``inverse`` latent → data. Both take rows ``(n, features)`` and an optional
-    context ``(n, context)``, and return ``(y, log_det)`` with ``log_det`` of shape ``(n,)``: the log-determinant of
-    the direction that was run, so that ``inverse``'s is minus ``forward``'s at the matching point.
+    ``forward`` runs data → latent and ``inverse`` latent → data. Both take rows ``(n, features)`` (inside an image
+    flow, ``(n, channels, height, width)``) and an optional context ``(n, context)``, and return ``(y, log_det)`` with
+    ``log_det`` of shape ``(n,)``: the log-determinant of the direction that was run, so that ``inverse``'s is minus
+    ``forward``'s at the matching point.
     """
 
     @abstractmethod
@@ -24,6 +25,14 @@ class Bijection(nn.Module, ABC):
     @abstractmethod
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map latent to data."""
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Set what begins from data, given training rows in this layer's own precision; return ``forward``'s rows.
+
+        Called once, before training. Most layers begin the same whatever the data.
+        """
+        y: Tensor = self(x, context)[0]
+        return y
 
 
 class Chain(Bijection):
@@ -51,6 +60,11 @@ class Chain(Bijection):
             y, log_det = layer.inverse(y, context)
             total = total + log_det
         return y, total
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        for layer in self:
+            x = layer.start(x, context)
+        return x
 
 
 class Inverted(Bijection):

@@ -1,4 +1,4 @@
-"""Coupling layers: RealNVP (Dinh et al. 2017) and neural spline coupling (Durkan et al. 2019)."""
+"""Coupling layers: RealNVP (Dinh et al. 2017), Glow (Kingma & Dhariwal 2018), neural splines (Durkan et al. 2019)."""
 
 from __future__ import annotations
 
@@ -8,35 +8,33 @@ import torch
 from torch import Tensor
 
 from flowcli.flows.bijection import Bijection
-from flowcli.flows.nets import MLP
+from flowcli.flows.nets import Conditioner
 from flowcli.flows.transforms import Transform
 
 Direction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Coupling(Bijection):
-    """One part of the columns passes unchanged and, with the context, conditions the transform of the other part.
+    """Some of the columns (or channels) pass unchanged and, with the context, condition the transform of the others.
 
-    ``parity`` says which columns change: the even ones (0) or the odd ones (1). A single column always changes, given
-    the context alone. Both directions cost one pass of the network.
+    ``changed`` lists those that change; ``net`` reads the others and gives ``(n, changed, …, count)`` parameters. When
+    all change, they do so given the context alone. Both directions cost one pass of the network.
     """
 
     changed: Tensor
     kept: Tensor
     back: Tensor
 
-    def __init__(
-        self, features: int, context: int, hidden: Sequence[int], transform: Transform, parity: int = 0
-    ) -> None:
+    def __init__(self, features: int, changed: Sequence[int], transform: Transform, net: Conditioner) -> None:
         super().__init__()
-        changed = [i for i in range(features) if i % 2 == parity or features == 1]
+        changed = list(changed)
         kept = [i for i in range(features) if i not in changed]
         back = sorted(range(features), key=(changed + kept).__getitem__)
         self.register_buffer("changed", torch.tensor(changed), persistent=False)
         self.register_buffer("kept", torch.tensor(kept, dtype=torch.long), persistent=False)
         self.register_buffer("back", torch.tensor(back), persistent=False)
         self.transform = transform
-        self.net = MLP(len(kept) + context, hidden, len(changed) * transform.count)
+        self.net = net
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._change(x, context, self.transform.forward)
@@ -46,7 +44,30 @@ class Coupling(Bijection):
 
     def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
         changed, kept = x[:, self.changed], x[:, self.kept]
-        given = kept if context is None else torch.cat([kept, context], 1)
-        parameters = self.net(given).view(-1, len(self.changed), self.transform.count)
-        changed, log_slope = transform(changed, parameters)
-        return torch.cat([changed, kept], 1)[:, self.back], log_slope.sum(-1)
+        changed, log_slope = transform(changed, self.net(kept, context))
+        return torch.cat([changed, kept], 1)[:, self.back], log_slope.flatten(1).sum(1)
+
+
+class Checkerboard(Bijection):
+    """A coupling of neighbouring pixels: those of one colour of a checkerboard change, given those of the other
+    (Dinh et al. 2017, section 3.4). ``parity`` says which."""
+
+    keeps: Tensor
+
+    def __init__(self, height: int, width: int, parity: int, transform: Transform, net: Conditioner) -> None:
+        super().__init__()
+        colour = torch.arange(height)[:, None] + torch.arange(width)[None, :]
+        self.register_buffer("keeps", colour % 2 == parity, persistent=False)
+        self.transform = transform
+        self.net = net
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._change(x, context, self.transform.forward)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._change(y, context, self.transform.inverse)
+
+    def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
+        zero = x.new_zeros(())
+        changed, log_slope = transform(x, self.net(torch.where(self.keeps, x, zero), context))
+        return torch.where(self.keeps, x, changed), torch.where(self.keeps, zero, log_slope).flatten(1).sum(1)

@@ -33,6 +33,11 @@ class Flow(nn.Module):
         log_prob: Tensor = self(x, context)
         return log_prob
 
+    @torch.no_grad()
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Let every layer set what it begins from data; ``x`` are training rows in the flow's own precision."""
+        self.bijection.start(x, context)
+
     def sample(
         self,
         n: int,

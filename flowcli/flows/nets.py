@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -39,6 +40,57 @@ class MLP(nn.Module):
         for layer in self.hidden:
             x = F.silu(layer(x))
         return F.linear(x, self.weight, self.bias)
+
+
+class Conditioner(nn.Module, ABC):
+    """What gives a coupling its parameters ``(n, changed, …, count)`` from what it keeps ``(n, kept, …)``."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """The parameters."""
+
+
+class RowNet(Conditioner):
+    """A conditioner of rows: an :class:`MLP` of the kept columns and the context."""
+
+    def __init__(self, kept: int, context: int, hidden: Sequence[int], changed: int, count: int) -> None:
+        super().__init__()
+        self.shape = (changed, count)
+        self.net = MLP(kept + context, hidden, changed * count)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        parameters: Tensor = self.net(x if context is None else torch.cat([x, context], 1))
+        return parameters.view(-1, *self.shape)
+
+
+class ConvNet(Conditioner):
+    """A conditioner of images: 3×3, 1×1 …, 3×3 convolutions (Glow, section 4), the last of which starts at zero.
+
+    The context is added to the first hidden layer, the same at every pixel.
+    """
+
+    def __init__(self, kept: int, context: int, hidden: Sequence[int], changed: int, count: int) -> None:
+        super().__init__()
+        self.changed, self.count = changed, count
+        first, *rest = hidden
+        self.first = nn.Conv2d(kept, first, 3, padding=1)
+        self.context = nn.Linear(context, first, bias=False) if context else None
+        self.rest = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise([first, *rest]))
+        self.last = nn.Conv2d(hidden[-1], changed * count, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        n, _, height, width = x.shape
+        x = self.first(seen(x).contiguous(memory_format=torch.channels_last))
+        if self.context is not None and context is not None:
+            x = x + self.context(context)[:, :, None, None]
+        for layer in self.rest:
+            x = layer(F.silu(x))
+        x = self.last(F.silu(x))
+        return x.view(n, self.changed, self.count, height, width).movedim(2, -1)
 
 
 class _MaskGradient(torch.autograd.Function):

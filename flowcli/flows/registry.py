@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from flowcli.flows.autoregressive import Autoregressive
 from flowcli.flows.base import BASES, Mixture
-from flowcli.flows.bijection import Bijection, Inverted, Permutation
-from flowcli.flows.coupling import Coupling
+from flowcli.flows.bijection import Bijection, Chain, Inverted, Permutation
+from flowcli.flows.coupling import Checkerboard, Coupling
 from flowcli.flows.flow import Flow
-from flowcli.flows.linear import LU, Triangular
+from flowcli.flows.linear import LU, ActNorm, Triangular
+from flowcli.flows.multiscale import MultiScale, Squeeze
+from flowcli.flows.nets import ConvNet, RowNet
 from flowcli.flows.planar import Planar
 from flowcli.flows.radial import Radial
 from flowcli.flows.transforms import Affine, Spline, Transform
+
+Shape = tuple[int, int, int]  # channels, height, width
 
 
 def planar(features: int, context: int, *, layers: int, hidden: Sequence[int]) -> list[Bijection]:
@@ -28,15 +33,130 @@ def radial(features: int, context: int, *, layers: int, hidden: Sequence[int]) -
 
 
 def realnvp(
-    features: int, context: int, *, layers: int, hidden: Sequence[int], transform: str, bins: int, mixing: str
+    features: int,
+    context: int,
+    *,
+    layers: int,
+    hidden: Sequence[int],
+    transform: str,
+    bins: int,
+    mixing: str,
+    levels: int | str,
+    shape: Shape | None = None,
 ) -> list[Bijection]:
-    """Coupling layers whose masks alternate; ``mixing: lu`` puts a learned linear layer before each but the first."""
-    stack: list[Bijection] = []
-    for i in range(layers):
-        if mixing == "lu" and i:
-            stack.append(LU(features))
-        stack.append(Coupling(features, context, hidden, _transform(transform, bins), parity=i % 2))
-    return stack
+    """Coupling layers whose masks alternate; ``mixing: lu`` puts a learned linear layer before each but the first.
+
+    On images: at each scale ``layers`` checkerboard couplings and, but at the last, a squeeze, ``layers`` channel
+    couplings and a split (Dinh et al. 2017, section 4.1), each coupling after an ActNorm for the paper's batch norm.
+    """
+    if shape is None:
+        stack: list[Bijection] = []
+        for i in range(layers):
+            if mixing == "lu" and i:
+                stack.append(LU(features))
+            changed = range(i % 2, features, 2) if features > 1 else [0]
+            stack.append(_coupling(RowNet, features, changed, context, hidden, _transform(transform, bins)))
+        return stack
+    channels, height, width = shape
+    stages, splits, latents = [], [], []
+    last = _halvings(shape, levels)
+    for level in range(last + 1):
+        stage: list[Bijection] = []
+        for i in range(layers):
+            bend = _transform(transform, bins)
+            net_ = ConvNet(channels, context, hidden, channels, bend.count)
+            stage += [ActNorm(channels), Checkerboard(height, width, i % 2, bend, net_)]
+        if level < last:
+            stage.append(Squeeze())
+            channels, height, width = 4 * channels, height // 2, width // 2
+            for i in range(layers):
+                half = range(channels // 2) if i % 2 else range(channels // 2, channels)
+                stage.append(ActNorm(channels))
+                stage.append(_coupling(ConvNet, channels, half, context, hidden, _transform(transform, bins)))
+            splits.append(_split(channels, context, hidden))
+            channels //= 2
+        stages.append(Chain(stage))
+        latents.append((channels, height, width))
+    return [MultiScale(shape, stages, splits, latents), *_prior(features, context)]
+
+
+def glow(
+    features: int,
+    context: int,
+    *,
+    layers: int,
+    hidden: Sequence[int],
+    transform: str,
+    bins: int,
+    levels: int | str,
+    shape: Shape | None = None,
+) -> list[Bijection]:
+    """``layers`` steps of ActNorm, 1×1 convolution and coupling (Kingma & Dhariwal 2018), at each of ``levels`` scales.
+
+    On rows the same steps mix columns, without squeezes and splits.
+    """
+
+    def steps(channels: int, net: type[RowNet | ConvNet]) -> list[Bijection]:
+        half = range(channels // 2, channels)
+        stack: list[Bijection] = []
+        for _ in range(layers):
+            coupling = _coupling(net, channels, half, context, hidden, _transform(transform, bins))
+            stack += [ActNorm(channels), LU(channels, rotate=True), coupling]
+        return stack
+
+    if shape is None:
+        return steps(features, RowNet)
+    channels, height, width = shape
+    stages, splits, latents = [], [], []
+    last = _halvings(shape, levels) - 1
+    for level in range(last + 1):
+        channels, height, width = 4 * channels, height // 2, width // 2
+        stages.append(Chain([Squeeze(), *steps(channels, ConvNet)]))
+        if level < last:
+            splits.append(_split(channels, context, hidden))
+            channels //= 2
+        latents.append((channels, height, width))
+    return [MultiScale(shape, stages, splits, latents), *_prior(features, context)]
+
+
+def _halvings(shape: Shape, levels: int | str) -> int:
+    """How often images of a shape are squeezed: ``auto`` is as often as both sides can be halved, at most 3 times.
+
+    Raises ValueError when they cannot be halved, or not that often.
+    """
+    _, height, width = shape
+    most = 0
+    while height % 2 ** (most + 1) == 0 and width % 2 ** (most + 1) == 0 and min(height, width) > 2 ** (most + 1):
+        most += 1
+    wanted = min(most, 3) if levels == "auto" else int(levels)
+    if not 1 <= wanted <= most:
+        raise ValueError(
+            f"images of {height}×{width} pixels can be halved {most} times, and this flow halves them {max(wanted, 1)} "
+            f"times; say flow.levels, or data.image.resize"
+        )
+    return wanted
+
+
+def _coupling(
+    net: type[RowNet | ConvNet],
+    features: int,
+    changed: Sequence[int],
+    context: int,
+    hidden: Sequence[int],
+    transform: Transform,
+) -> Coupling:
+    conditioner = net(features - len(changed), context, hidden, len(changed), transform.count)
+    return Coupling(features, changed, transform, conditioner)
+
+
+def _split(channels: int, context: int, hidden: Sequence[int]) -> Coupling:
+    """What the channels that leave are given those that stay: a Gaussian with a learned mean and scale."""
+    return _coupling(ConvNet, channels, range(channels // 2, channels), context, hidden[:1], Affine())
+
+
+def _prior(features: int, context: int) -> list[Bijection]:
+    """A mean and a scale of every latent for each context, as Glow's class-conditional prior has."""
+    return [_coupling(RowNet, features, range(features), context, [], Affine())] if context else []
 
 
 def maf(
@@ -69,16 +189,29 @@ FLOWS: dict[str, Callable[..., list[Bijection]]] = {
     "radial": radial,
     "realnvp": realnvp,
     "maf": maf,
+    "glow": glow,
 }
+IMAGE_FLOWS = ("realnvp", "glow")  # those that know of pixels; the others see an image as a row of numbers
 
 
 def build(
-    type: str, features: int, context: int = 0, *, base: str, components: int, whiten: bool, **options: object
+    type: str,
+    features: int,
+    context: int = 0,
+    shape: Shape | None = None,
+    *,
+    base: str,
+    components: int,
+    whiten: bool,
+    **options: Any,
 ) -> Flow:
-    """The flow that a recipe's ``flow:`` section describes, at the identity, for rows of ``features`` columns.
+    """The flow that a recipe's ``flow:`` section describes, at its start, for rows of ``features`` columns.
 
-    ``whiten`` puts a :class:`Triangular` layer first.
+    ``shape`` says that the rows are images. ``whiten`` puts a :class:`Triangular` layer first, for other rows. Raises
+    ValueError when a flow cannot take images of that shape.
     """
-    stack: list[Bijection] = [Triangular(features)] if whiten else []
+    stack: list[Bijection] = [Triangular(features)] if whiten and shape is None else []
+    if type in IMAGE_FLOWS:
+        options["shape"] = shape
     stack += FLOWS[type](features, context, **options)
     return Flow(stack, Mixture(features, components) if base == "mixture" else BASES[base](features))

@@ -10,11 +10,11 @@ import yaml as pyyaml
 from flowcli.errors import UsageError
 from flowcli.recipe import shipped
 from flowcli.recipe.check import FLOW_OPTIONS, check
-from flowcli.recipe.schema import Column, Data, Flow, Recipe, Score, Train, seconds
+from flowcli.recipe.schema import Column, Data, Flow, Image, MethodName, Recipe, Score, Train, seconds
 from flowcli.recipe.yaml import Document, parse
 
 __all__ = [
-    "FLOW_OPTIONS", "Column", "Data", "Flow", "Recipe", "Score", "Train",
+    "FLOW_OPTIONS", "Column", "Data", "Flow", "Image", "MethodName", "Recipe", "Score", "Train",
     "dump", "from_dict", "json_schema", "load", "seconds", "shipped",
 ]  # fmt: skip
 

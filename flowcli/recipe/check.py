@@ -11,10 +11,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flowcli.errors import UsageError
-from flowcli.recipe.schema import MAF, Planar, Radial, RealNVP, Recipe
+from flowcli.recipe.schema import MAF, Glow, Planar, Radial, RealNVP, Recipe
 from flowcli.recipe.yaml import Document, Path, scalar
 
-FLOW_OPTIONS: dict[str, type[BaseModel]] = {"planar": Planar, "radial": Radial, "realnvp": RealNVP, "maf": MAF}
+FLOW_OPTIONS: dict[str, type[BaseModel]] = {
+    "planar": Planar, "radial": Radial, "realnvp": RealNVP, "maf": MAF,
+    "glow": Glow,
+}  # fmt: skip
 
 # What other libraries call our keys.
 SYNONYMS = {

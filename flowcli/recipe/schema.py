@@ -14,6 +14,7 @@ Hidden = Annotated[list[Width], Field(min_length=1, max_length=16)]
 ColumnType = Literal["auto", "real", "integer", "category", "bool"]
 BaseName = Literal["gaussian", "uniform", "student_t", "mixture"]
 TransformName = Literal["affine", "spline"]
+MethodName = Literal["auto", "nll", "typicality", "complexity"]
 
 
 class Section(BaseModel):
@@ -55,6 +56,23 @@ def _files(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+class Image(Section):
+    """How images are read. Its presence says that the data are images."""
+
+    bits: Annotated[int, Field(ge=1, le=16)] = 8
+    """Bits of a pixel that are modelled: 8, or fewer for less detail and faster learning."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """How far pixels are kept off 0 and 1 before the logit."""
+    resize: Annotated[list[Width], Field(min_length=2, max_length=2)] | None = None
+    """Width and height that every image is brought to; without it all must have one size."""
+    flip: bool = False
+    """Mirror half of the training images left to right, others in each epoch."""
+    column: str | None = None
+    """The column of a parquet file that holds the images; the only one of a fitting type when left out."""
+    on_error: Literal["error", "skip"] = "error"
+    """What `fit` does about an image that cannot be read. `score` marks it `unreadable`."""
+
+
 class Data(Section):
     """Which files and columns."""
 
@@ -69,6 +87,8 @@ class Data(Section):
     """Columns to condition on: the flow learns p(others | given)."""
     validation: Annotated[float, Field(gt=0, lt=1)] | str = 0.1
     """The share of rows held out, or a file of held-out rows."""
+    image: Image | None = None
+    """For images: how they are read. Found from the files' names when left out."""
     columns: dict[str, Annotated[Column, BeforeValidator(_column)]] = {}
     """Types and transforms of single columns; the others are found from the data."""
 
@@ -104,8 +124,11 @@ class Radial(FlowOptions):
     """Widths of the network that reads the `given` columns."""
 
 
+Levels = Annotated[int, Field(ge=1, le=8)] | Literal["auto"]
+
+
 class RealNVP(FlowOptions):
-    """Coupling layers: scoring and sampling equally fast."""
+    """Coupling layers: scoring and sampling equally fast. On images, multi-scale with checkerboard masks."""
 
     type: Literal["realnvp"]
     layers: Annotated[int, Field(ge=1, le=256)] = 8
@@ -114,7 +137,9 @@ class RealNVP(FlowOptions):
     bins: Annotated[int, Field(ge=2, le=128)] = 8
     """Bins of `transform: spline`."""
     mixing: Literal["none", "lu"] = "lu"
-    """`lu` puts a learned linear layer between couplings."""
+    """`lu` puts a learned linear layer between couplings; not on images."""
+    levels: Levels = "auto"
+    """How often images are halved: `auto` is as often as their size allows, at most 3 times."""
 
 
 class MAF(FlowOptions):
@@ -132,7 +157,21 @@ class MAF(FlowOptions):
     """`iaf` makes sampling the one-pass direction and training the slow one."""
 
 
-Flow = Annotated[Planar | Radial | RealNVP | MAF, Field(discriminator="type")]
+class Glow(FlowOptions):
+    """Steps of scaling, 1×1 convolution and coupling at several scales: for images; on tables, without scales."""
+
+    type: Literal["glow"]
+    layers: Annotated[int, Field(ge=1, le=256)] = 8
+    """Steps at each scale."""
+    hidden: Hidden = [128, 128]
+    transform: TransformName = "affine"
+    bins: Annotated[int, Field(ge=2, le=128)] = 8
+    """Bins of `transform: spline`."""
+    levels: Levels = "auto"
+    """How often images are halved: `auto` is as often as their size allows, at most 3 times."""
+
+
+Flow = Annotated[Planar | Radial | RealNVP | MAF | Glow, Field(discriminator="type")]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -178,11 +217,12 @@ class Train(Section):
 class Score(Section):
     """How log-densities become scores."""
 
-    method: Literal["nll"] = "nll"
-    """`nll`: the negative log-likelihood."""
-    dequantization_samples: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Points in each cell over which the density of `integer`, `category` and `bool` columns is averaged. With 32 the
-    probabilities of a two-column table summed to 1 within 0.003; time grows with it."""
+    method: MethodName = "auto"
+    """`nll`: the negative log-likelihood. `typicality`: how far it is from what it usually is, on either side.
+    `complexity`, for images: it less the length of the image's PNG. `auto`: `complexity` for images, else `nll`."""
+    dequantization_samples: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    """Points in each cell over which the density of whole numbers, categories and pixels is averaged; time grows with
+    it. `auto`: 32, with which the probabilities of a two-column table summed to 1 within 0.003; 1 for images."""
 
 
 class Recipe(Section):

@@ -15,6 +15,7 @@ from torch import Tensor
 from flowcli.data.status import NAMES
 from flowcli.errors import DataError
 from flowcli.model import Model
+from flowcli.scoring import method as methods
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     Raises DataError: wrong columns, no rows, a label column that is not two-valued.
     """
     parts: list[NDArray[np.float64]] = []
+    scores: list[NDArray[np.float64]] = []
     statuses = np.zeros(len(NAMES), int)
     labels: list[pa.Array] = []
 
@@ -50,8 +52,10 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
 
     for batch in batches:
         rows = model.codec.read(batch)
-        densities = (None, model.baseline.log_prob, diagonal)
-        parts.append(np.stack([model.rows_log_prob(rows, density) for density in densities]))
+        made_of = methods.ingredients(model, rows)
+        gaussians = [model.rows_log_prob(rows, density) for density in (model.baseline.log_prob, diagonal)]
+        parts.append(np.stack([made_of[0], *gaussians]))
+        scores.append(methods.score(made_of, model))
         statuses += np.bincount(rows.status, minlength=len(NAMES))
         if label is not None:
             if label not in batch.schema.names:
@@ -68,8 +72,9 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     auroc = precision = None
     if label is not None:
         anomalous = _anomalous(pa.chunked_array(labels), label)
-        ranked = ~np.isnan(log_probs[0])
-        auroc, precision = ranking(-log_probs[0][ranked], anomalous[ranked])
+        score = np.concatenate(scores)
+        ranked = ~np.isnan(score)
+        auroc, precision = ranking(score[ranked], anomalous[ranked])
     mean, error = _mean(flow)
     gaussian_mean, gaussian_error = _mean(gaussian)
     gain, gain_error = _mean(flow - gaussian)

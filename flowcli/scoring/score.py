@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import Tensor
 
-from flowcli.data.status import MISSING, NAMES, NONFINITE
+from flowcli.data.image import ImageCodec
+from flowcli.data.status import MISSING, NAMES, NONFINITE, UNREADABLE
 from flowcli.model import Model
+from flowcli.recipe import MethodName
+from flowcli.scoring import method as methods
 
 SCORE_FIELDS = (
     pa.field("log_prob", pa.float64()),
+    pa.field("bits_per_dim", pa.float64()),
     pa.field("score", pa.float64()),
     pa.field("p_value", pa.float64()),
     pa.field("is_anomaly", pa.bool_()),
@@ -39,35 +42,43 @@ class Level:
         return score >= (math.inf if self.threshold is None else self.threshold)
 
 
-def p_values(score: NDArray[np.float64], calibration: Tensor) -> NDArray[np.float64]:
+def p_values(score: NDArray[np.float64], held_out: NDArray[np.float64]) -> NDArray[np.float64]:
     """Conformal p-values ``(n,)``: (1 + #{held-out scores ≥ score}) / (1 + #held-out).
 
     Uniform on rows like the training rows, whatever the flow (Vovk et al. 2005; Bates et al. 2023, equation 2).
     """
-    held_out = calibration.numpy()
-    at_least = len(held_out) - np.searchsorted(held_out, score, side="left")
+    at_least = len(held_out) - np.searchsorted(np.sort(held_out), score, side="left")
     return np.asarray((1 + at_least) / (1 + len(held_out)), np.float64)
 
 
-def score_batch(model: Model, batch: pa.RecordBatch | pa.Table, level: Level | None = None) -> pa.RecordBatch:
-    """The score columns of a batch, one row for each of its rows, in order; ``is_anomaly`` only with a level.
+def score_batch(
+    model: Model,
+    batch: pa.RecordBatch | pa.Table,
+    level: Level | None = None,
+    method: MethodName | None = None,
+    samples: int | None = None,
+) -> pa.RecordBatch:
+    """The score columns of a batch, one row for each of its rows, in order; ``is_anomaly`` only with a level,
+    ``bits_per_dim`` only for images.
 
-    A row with a missing value has null log_prob, score, p_value and flag. A row of zero density has score +∞.
-    Raises DataError when columns are missing or of another type.
+    ``method`` and ``samples`` are other than the recipe's. A row with a missing value or an unreadable image has null
+    figures. A row of zero density has score +∞. Raises DataError when columns are missing or of another type.
     """
     level = level or Level()
     rows = model.codec.read(batch)
-    log_prob = model.rows_log_prob(rows)
-    missing = rows.status == MISSING
+    parts = methods.ingredients(model, rows, samples)
+    log_prob, score = parts[0], methods.score(parts, model, method)
+    missing = np.isin(rows.status, (MISSING, UNREADABLE))
     status = np.where(np.isneginf(log_prob) & (rows.status <= NONFINITE) & ~missing, NONFINITE, rows.status)
-    score = -log_prob
-    p_value = p_values(score, model.calibration)
+    p_value = p_values(score, methods.score(model.calibration.numpy(), model, method))
     columns = {
         "log_prob": pa.array(log_prob, mask=missing),
         "score": pa.array(score, mask=missing),
         "p_value": pa.array(p_value, mask=missing),
         "status": pa.array(np.array(NAMES)[status], pa.string()),
     }
+    if isinstance(model.codec, ImageCodec):
+        columns["bits_per_dim"] = pa.array(-log_prob / (math.log(2) * model.codec.features), mask=missing)
     if level:
         columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)
     fields = [f for f in SCORE_FIELDS if f.name in columns]

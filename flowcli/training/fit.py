@@ -17,14 +17,17 @@ import torch
 from numpy.typing import NDArray
 
 from flowcli import recipe as recipes
-from flowcli.data.codec import Rows, TableCodec
+from flowcli.data.codec import Codec, Rows, TableCodec
+from flowcli.data.image import COLUMN as IMAGE
+from flowcli.data.image import ImageCodec
 from flowcli.data.noise import uniforms
+from flowcli.data.pictures import Pictures, hold_pictures
 from flowcli.data.source import STDIN, Source
 from flowcli.data.status import OK
 from flowcli.errors import DataError, TrainingError, UsageError
-from flowcli.flows.linear import Triangular
-from flowcli.model import Baseline, Model, new_flow
-from flowcli.recipe import Column, Recipe
+from flowcli.model import Baseline, Model, new_flow, rows_at_once
+from flowcli.recipe import Column, Image, Recipe
+from flowcli.scoring.method import ingredients
 from flowcli.training.loop import HELD_OUT, Interrupted, Trainer, batch_size
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.run import Run, describe, versions
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 20.0  # between saves, at least; and saving takes at most a twentieth of the time
 MAX_CALIBRATION = 100_000
 MIN_ROWS = 8
+MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at most
 
 
 class Prepared:
@@ -52,25 +56,24 @@ class Prepared:
             if held >= table.num_rows - 1:
                 raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
             table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
-        self.codec = TableCodec.fit(table, recipe.data, whole)
-        self.rows = self.codec.read(table)
+        self.codec: Codec = (ImageCodec if recipe.data.image else TableCodec).fit(table, recipe.data, whole)
+        self.rows = _usable(self.codec.read(table))
         self.held_out = _usable(self.codec.read(held_out))
         self.recipe = _resolved(recipe, self.codec, len(self.rows))
         torch.manual_seed(recipe.train.seed)
         self.flow = new_flow(self.recipe, self.codec)
-        raw = self.rows.raw
-        y, _ = self.codec.encode(raw, uniforms(recipe.train.seed, HELD_OUT + 1, 0, *raw.shape))
+        some = _some(self.rows, MAX_NUMBERS // self.codec.features, recipe.train.seed)
+        y, _ = self.codec.encode(some.raw, uniforms(recipe.train.seed, HELD_OUT + 1, 0, *some.raw.shape))
         self.baseline = Baseline.of(y)
-        first = next(iter(self.flow.bijection))
-        if isinstance(first, Triangular):
-            # From the rows within 10 spreads, the others moved to there: one row far out must not decide the start.
-            inner = Baseline.of(y.clamp(-10, 10))
-            first.start(inner.mean, inner.covariance)
+        batch = rows_at_once(self.codec.features)
+        self.flow.double().start(y[:batch], None if some.context is None else some.context[:batch])
+        self.flow.to(getattr(torch, recipe.train.precision))
 
-    def model(self, scores: torch.Tensor, about: dict[str, Any]) -> Model:
-        """A Model of the flow as it is now, calibrated on held-out ``scores``."""
-        finite = torch.nan_to_num(scores.double(), nan=np.finfo(np.float64).max, posinf=np.finfo(np.float64).max)
-        return Model(self.recipe, self.codec, self.flow, self.baseline, finite.sort().values, about)
+    def model(self, calibration: NDArray[np.float64], about: dict[str, Any]) -> Model:
+        """A Model of the flow as it is now, calibrated on what held-out scores are made of, ``(k, rows)``."""
+        least = np.finfo(np.float64).min  # a file keeps no infinities
+        finite = torch.from_numpy(np.nan_to_num(calibration, nan=least, neginf=least))
+        return Model(self.recipe, self.codec, self.flow, self.baseline, finite, about)
 
 
 def fit(
@@ -159,8 +162,12 @@ def prepare(recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None) -> Pre
     """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
     if frame is not None:
         table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
+        if recipe.data.image and IMAGE not in table.column_names:
+            raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
     elif recipe.data.files:
-        table = Source.of(recipe.data.files).table()
+        if recipe.data.image is None and hold_pictures(recipe.data.files):
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
+        table = _source(recipe, recipe.data.files).table()
     else:
         raise UsageError("no data: name files after the recipe, or under data.files in it.")
     if table.num_columns == 0 or table.num_rows == 0:
@@ -168,22 +175,33 @@ def prepare(recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None) -> Pre
     held_out = None
     if isinstance(recipe.data.validation, str):
         types = {field.name: field.type for field in table.schema}
-        held_out = Source.of([recipe.data.validation], types=types).table()
+        held_out = _source(recipe, [recipe.data.validation], types).table()
     return Prepared(recipe, table, held_out)
 
 
+def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataType] | None = None) -> Source | Pictures:
+    image = recipe.data.image
+    return Pictures.of(names, image.column) if image else Source.of(names, types=types)
+
+
 def _usable(rows: Rows) -> Rows:
-    """The held-out rows that have a density. Raises DataError when there is none."""
+    """The rows that have a density. Raises DataError when there is none."""
     keep = torch.from_numpy(np.flatnonzero(rows.status == OK))
     if len(keep) == 0:
-        raise DataError("no held-out row can be used: each has a missing, unseen or infinite value.")
-    return rows.take(keep)
+        raise DataError("no row, or no held-out row, can be used: each has a missing, unseen or infinite value.")
+    return rows if len(keep) == len(rows) else rows.take(keep)
 
 
-def _resolved(recipe: Recipe, codec: TableCodec, rows: int) -> Recipe:
+def _some(rows: Rows, n: int, seed: int) -> Rows:
+    """``n`` rows at random, or all of them, in random order."""
+    order = np.random.default_rng(seed).permutation(len(rows))[: max(n, 1)]
+    return rows.take(torch.from_numpy(order))
+
+
+def _resolved(recipe: Recipe, codec: Codec, rows: int) -> Recipe:
     """The recipe with what was found in the data written into it."""
     columns = dict(recipe.data.columns)
-    for column in (*codec.columns, *codec.given):
+    for column in (*(codec.columns if isinstance(codec, TableCodec) else ()), *codec.given):
         options = columns.get(column.name, Column())
         if column.kind != "constant":
             kind = "bool" if column.arrow_type == "bool" else column.kind
@@ -206,13 +224,13 @@ def _best(prepared: Prepared, state: State) -> Model:
         picked = np.random.default_rng(prepared.recipe.train.seed).choice(len(rows), MAX_CALIBRATION, replace=False)
         rows = rows.take(torch.from_numpy(np.sort(picked)))
     prepared.flow.eval()
-    draft = prepared.model(torch.zeros(1), {})
-    log_prob = draft.rows_log_prob(rows)
+    draft = prepared.model(np.zeros((1, 1)), {})
+    parts = ingredients(draft, rows)
     baseline = draft.rows_log_prob(rows, draft.baseline.log_prob)
     about = {
         "rows": len(prepared.rows),
         "held_out_rows": len(prepared.held_out),
-        "held_out_log_prob": _mean(log_prob),
+        "held_out_log_prob": _mean(parts[0]),
         "held_out_gaussian_log_prob": _mean(baseline),
         "parameters": sum(p.numel() for p in prepared.flow.parameters()),
         "best_epoch": state.counters.best_epoch,
@@ -220,13 +238,18 @@ def _best(prepared: Prepared, state: State) -> Model:
         "steps": state.counters.step,
         "skipped_steps": state.counters.skipped,
     }
-    return prepared.model(torch.from_numpy(-log_prob), about)
+    return prepared.model(parts, about)
 
 
 def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) -> dict[str, Any]:
     data = prepared.recipe.data
     held_out = [data.validation] if isinstance(data.validation, str) else []
-    files = [f for names in (data.files, held_out) if names for f in Source.of([n for n in names if n != STDIN]).files]
+    files = [
+        file
+        for names in (data.files, held_out)
+        if names
+        for file in _source(prepared.recipe, [name for name in names if name != STDIN]).files
+    ]
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "argv": sys.argv,

@@ -13,21 +13,22 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from flowcli.data.codec import Rows, TableCodec
+from flowcli.data.codec import Codec, Rows
 from flowcli.data.noise import uniforms
 from flowcli.errors import TrainingError
 from flowcli.flows.flow import Flow
+from flowcli.model import rows_at_once
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.state import Counters, State, copy_of, ema_update, load_optimizer, optimizer_tensors
 
 WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 steps
-CHUNK = 65_536  # rows encoded or evaluated at once
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
 MAX_RETREATS = 3
 NO_DENSITY = -1e6  # the log-density that a held-out row without one counts with
 HELD_OUT = 2**32  # the epoch whose dequantisation noise the held-out rows keep
+COINS = 2**33  # added to an epoch for draws that are not its dequantisation noise
 
 
 class Encoded(NamedTuple):
@@ -50,7 +51,7 @@ class Trainer:
     """
 
     def __init__(
-        self, flow: Flow, codec: TableCodec, rows: Rows, held_out: Rows, settings: Train, progress: Progress
+        self, flow: Flow, codec: Codec, rows: Rows, held_out: Rows, settings: Train, progress: Progress
     ) -> None:
         self.device = devices.choose(settings.device)
         self.flow, self.codec, self.rows, self.settings, self.progress = flow, codec, rows, settings, progress
@@ -183,11 +184,10 @@ class Trainer:
         averaged.eval()
         log_probs = []
         with torch.no_grad():
-            for i in range(0, len(self.held_out.y), CHUNK):
-                context = (
-                    None if self.held_out.context is None else self.held_out.context[i : i + CHUNK].to(self.device)
-                )
-                log_probs.append(averaged(self.held_out.y[i : i + CHUNK].to(self.device), context).double().cpu())
+            chunk, given = rows_at_once(self.codec.features), self.held_out.context
+            for i in range(0, len(self.held_out.y), chunk):
+                context = None if given is None else given[i : i + chunk].to(self.device)
+                log_probs.append(averaged(self.held_out.y[i : i + chunk].to(self.device), context).double().cpu())
         # A row without any density would make every mean −∞, and no epoch better than another.
         log_prob = torch.nan_to_num(torch.cat(log_probs), nan=NO_DENSITY, neginf=NO_DENSITY)
         held_out = float(log_prob.mean()) + self.held_out.log_det
@@ -236,11 +236,13 @@ class Trainer:
 
     def _encode(self, rows: Rows, epoch: int) -> Encoded:
         y = torch.empty(len(rows), self.codec.features, dtype=self.dtype)
-        total = 0.0
-        for start in range(0, len(rows), CHUNK):
-            raw = rows.raw[start : start + CHUNK]
+        total, chunk = 0.0, 8 * rows_at_once(self.codec.features)
+        for start in range(0, len(rows), chunk):
+            raw = rows.raw[start : start + chunk]
+            if epoch != HELD_OUT:
+                raw = self.codec.augmented(raw, uniforms(self.settings.seed, COINS + epoch, start, len(raw), 1))
             part, log_det = self.codec.encode(raw, uniforms(self.settings.seed, epoch, start, *raw.shape))
-            y[start : start + CHUNK] = part
+            y[start : start + chunk] = part
             total += float(log_det.sum())
         context = None if rows.context is None else rows.context.to(self.home, self.dtype)
         return Encoded(y.to(self.home), context, total / len(rows))

@@ -1,0 +1,248 @@
+"""Folders, zips, arrays and tables of pictures → Arrow batches with an ``image`` column, and what else is known."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import pathlib
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from flowcli.data.image import COLUMN, FILE
+from flowcli.data.source import FORMATS, STDIN, Source, reading
+from flowcli.errors import DataError
+
+LABEL = "label"
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
+ARRAYS = (".npz", ".npy")
+BATCH = 1024
+MAX_FILE = 1 << 28  # bytes of one picture's file; more is not read
+IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # the magic numbers of bytes in 3 and in 1 dimensions
+
+
+def hold_pictures(names: Sequence[str]) -> bool:
+    """Whether these names are of pictures, by their endings: folders by what is in them."""
+    suffixes = {pathlib.Path(name).suffix.lower() for path in names for name in _inside(path)}
+    return bool(suffixes & {*PICTURES, *ARRAYS, ".zip"}) or any(_is_idx(name) for name in names)
+
+
+def _inside(name: str) -> list[str]:
+    path = pathlib.Path(name)
+    return [p.name for p in path.rglob("*")] if path.is_dir() else [_split(name)[0]]
+
+
+def _is_idx(name: str) -> bool:
+    return "idx" in pathlib.Path(name).name and pathlib.Path(name).suffix.lower() not in FORMATS
+
+
+def _split(name: str) -> tuple[str, str]:
+    """``digits.npz/x_test`` as the file and the array in it."""
+    head, npz, array = name.partition(".npz/")
+    return (head + ".npz", array) if npz else (name, "")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures from folders, zips, single files, ``.npz`` and ``.npy`` arrays, IDX files and tables with such a column.
+
+    Every batch has an ``image`` column (encoded files, or arrays), a ``file`` column that names each, and where there
+    are any, ``label`` (the folder that a picture lies in, or the array beside) or the table's other columns.
+    """
+
+    files: tuple[str, ...]
+    column: str | None = None
+
+    @staticmethod
+    def of(names: Sequence[str], column: str | None = None) -> Pictures:
+        """Raises DataError when a name matches nothing, or a folder has no picture in it."""
+        files: list[str] = []
+        for name in names:
+            if name == STDIN or pathlib.Path(_split(name)[0]).exists():
+                files.append(name)
+                continue
+            found = sorted(glob.glob(name, recursive=True))
+            if not found:
+                raise DataError(f"{name}: no such file.")
+            files += found
+        return Pictures(tuple(files), column)
+
+    def batches(self) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Each file's name and a batch of it. Raises DataError when a file cannot be read or holds no pictures."""
+        single: list[tuple[str, str | None]] = []  # pictures that stand alone are read together
+        for file in self.files:
+            if pathlib.Path(file).suffix.lower() in PICTURES and not pathlib.Path(file).is_dir():
+                single.append((file, _folder_of(pathlib.Path(file))))
+                continue
+            with reading(file):
+                yield from ((file, batch) for batch in self._reader(file)(file))
+        with reading(single[0][0] if single else ""):
+            yield from ((part[0][0], _batch(part, _read_file)) for part in _parts(single))
+
+    def table(self) -> pa.Table:
+        """Everything at once. Raises DataError as :meth:`batches` does, and when there is nothing."""
+        parts = [pa.Table.from_batches([batch]) for _, batch in self.batches()]
+        names = ", ".join(self.files)
+        if not parts:
+            raise DataError(f"{names}: no pictures.")
+        try:
+            return pa.concat_tables(parts, promote_options="permissive")
+        except pa.ArrowException:
+            raise DataError(f"{names}: the pictures are arrays of different shapes or types.") from None
+
+    def _reader(self, file: str) -> Callable[[str], Iterator[pa.RecordBatch]]:
+        suffix = pathlib.Path(_split(file)[0]).suffix.lower()
+        if pathlib.Path(file).is_dir():
+            return _read_folder
+        if suffix == ".zip":
+            return _read_zip
+        if suffix in ARRAYS:
+            return _read_arrays
+        return _read_idx if _is_idx(file) else self._read_table
+
+    def _read_table(self, file: str) -> Iterator[pa.RecordBatch]:
+        row = 0
+        for _, batch in Source.of([file]).batches():
+            fitting = [f.name for f in batch.schema if _holds_images(f.type)]
+            name = self.column or (fitting[0] if len(fitting) == 1 else "")
+            if name not in fitting:
+                raise DataError(
+                    f"{file}: which column holds the images? Those of a fitting type: {', '.join(fitting) or 'none'}; "
+                    f"say data.image.column."
+                )
+            values = batch.column(name)
+            if pa.types.is_struct(values.type):
+                values = values.field("bytes")
+            others = {n: batch.column(n) for n in batch.schema.names if n not in (name, COLUMN, FILE)}
+            files = pa.array([f"{file}:{row + i}" for i in range(batch.num_rows)])
+            row += batch.num_rows
+            yield pa.RecordBatch.from_pydict({FILE: files, COLUMN: values, **others})
+
+
+def _holds_images(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        return type_.get_field_index("bytes") >= 0 and _holds_images(type_.field("bytes").type)
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_)) or isinstance(
+        type_, pa.FixedShapeTensorType
+    )
+
+
+def _parts(pairs: Sequence[tuple[str, str | None]]) -> Iterator[Sequence[tuple[str, str | None]]]:
+    return (pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH))
+
+
+def _batch(part: Sequence[tuple[str, str | None]], read: Callable[[str], bytes | None]) -> pa.RecordBatch:
+    """A batch of encoded pictures from their names and labels."""
+    return pa.RecordBatch.from_pydict(
+        {
+            FILE: pa.array([name for name, _ in part], pa.string()),
+            COLUMN: pa.array([read(name) for name, _ in part], pa.binary()),
+            LABEL: pa.array([label for _, label in part], pa.string()),
+        }
+    )
+
+
+def _folder_of(path: pathlib.Path) -> str | None:
+    return path.resolve().parent.name or None
+
+
+def _read_file(name: str) -> bytes | None:
+    path = pathlib.Path(name)
+    return path.read_bytes() if path.stat().st_size <= MAX_FILE else None
+
+
+def _read_folder(folder: str) -> Iterator[pa.RecordBatch]:
+    root = pathlib.Path(folder)
+    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+    if not found:
+        raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURES)}).")
+    pairs = [(str(p), _folder_of(p)) for p in found]
+    yield from (_batch(part, _read_file) for part in _parts(pairs))
+
+
+def _read_zip(file: str) -> Iterator[pa.RecordBatch]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = {i.filename: i for i in archive.infolist() if pathlib.Path(i.filename).suffix.lower() in PICTURES}
+            if not entries:
+                raise DataError(f"{file}: no pictures in this zip (looked for {', '.join(PICTURES)}).")
+
+            def read(name: str) -> bytes | None:
+                entry = entries[name.removeprefix(f"{file}/")]
+                return archive.read(entry) if entry.file_size <= MAX_FILE else None
+
+            pairs = [(f"{file}/{name}", pathlib.PurePosixPath(name).parent.name or None) for name in sorted(entries)]
+            for part in _parts(pairs):
+                yield _batch(part, read)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read: {str(error).rstrip('.')}.") from None
+
+
+def _read_arrays(name: str) -> Iterator[pa.RecordBatch]:
+    file, wanted = _split(name)
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            yield from _array_batches(name, loaded, None)
+            return
+        with loaded:
+            arrays = {key: loaded[key] for key in loaded.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise DataError(f"{file}: cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from None
+    images = [key for key, array in arrays.items() if array.ndim >= 3]
+    wanted = wanted or (images[0] if len(images) == 1 else "")
+    if wanted not in images:
+        raise DataError(
+            f"{file}: which array holds the images? {', '.join(f'{file}/{key}' for key in images) or 'None of them'}."
+        )
+    # x_train goes with y_train, images with labels.
+    names = [wanted.replace("x", "y", 1), wanted.replace("images", "labels"), "labels", "y"]
+    labels = next((arrays[n] for n in names if n in arrays and arrays[n].shape == arrays[wanted].shape[:1]), None)
+    yield from _array_batches(name, arrays[wanted], labels)
+
+
+def _read_idx(file: str) -> Iterator[pa.RecordBatch]:
+    images = _idx(file, IDX_IMAGES)
+    beside = pathlib.Path(file).with_name(pathlib.Path(file).name.replace("images", "labels").replace("idx3", "idx1"))
+    labels = _idx(str(beside), IDX_LABELS) if str(beside) != file and beside.exists() else None
+    yield from _array_batches(file, images, labels)
+
+
+def _idx(file: str, magic: int) -> NDArray[np.uint8]:
+    """The array in an IDX file of bytes (LeCun's MNIST format), gzipped or not."""
+    content = pathlib.Path(file).read_bytes()
+    try:
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (EOFError, OSError) as error:
+        raise DataError(f"{file}: cannot be read: {error}.") from None
+    dimensions = magic & 0xFF
+    end = 4 + 4 * dimensions
+    header = struct.unpack(f">{1 + dimensions}I", content[:end]) if len(content) >= end else (0,)
+    if header[0] != magic or len(content) - end != int(np.prod(header[1:], dtype=object)):
+        raise DataError(f"{file}: not an IDX file of {'images' if magic == IDX_IMAGES else 'labels'}, or cut short.")
+    return np.frombuffer(content, np.uint8, offset=end).reshape(header[1:])
+
+
+def _array_batches(name: str, images: NDArray[Any], labels: NDArray[Any] | None) -> Iterator[pa.RecordBatch]:
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or 0 in images.shape:
+        raise DataError(
+            f"{name}: holds {images.dtype} of shape {images.shape}; images are uint8 or uint16 of shape (n, height, "
+            f"width) or (n, height, width, channels)."
+        )
+    if images.ndim == 4 and not {images.shape[-1], images.shape[1]} & {1, 3, 4}:
+        raise DataError(f"{name}: images of shape {images.shape[1:]} have no axis of 1, 3 or 4 channels.")
+    for start in range(0, len(images), BATCH):
+        stop = min(start + BATCH, len(images))
+        columns = {
+            FILE: pa.array([f"{name}:{i}" for i in range(start, stop)]),
+            COLUMN: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images[start:stop])),
+        }
+        if labels is not None:
+            columns[LABEL] = pa.array(labels[start:stop].astype(str))
+        yield pa.RecordBatch.from_pydict(columns)
