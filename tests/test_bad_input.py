@@ -64,6 +64,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (world / "taken.parquet").write_bytes(b"precious")
     (world / "notes").mkdir()
     (world / "notes" / "diary.txt").write_text("precious")
+    shutil.copytree(world / "run", world / "shared")
+    (world / "shared" / "thesis.txt").write_text("precious")
+    (world / "project").mkdir()
+    (world / "project" / "recipe.yaml").write_text("flow: {type: maf}")
+    (world / "project" / "train.csv").write_bytes((world / "t.csv").read_bytes())
+    (world / "halflabelled.csv").write_bytes(b"x,y,c,label\n" + b"1.5,2,a,1\n2.5,1,b,\n" * 20)
     return world
 
 
@@ -116,6 +122,12 @@ CASES: list[tuple[list[str], int, list[str]]] = [
     ([*FIT, "t.csv", "--max-time", "soon"], USAGE, ["soon", "30m"]),
     ([*FIT, "t.csv", "-o", "run"], USAGE, ["run", "--force", "--resume"]),
     ([*FIT, "t.csv", "-o", "notes", "--force"], USAGE, ["notes", "not a run folder"]),
+    ([*FIT, "t.csv", "-o", "shared", "--force"], USAGE, ["shared", "thesis.txt"]),
+    ([*FIT, "t.csv", "-o", "project", "--force"], USAGE, ["project", "not a run folder"]),
+    ([*FIT, "t.csv", "-o", ".", "--force"], USAGE, ["not a run folder"]),
+    ([*FIT, "t.csv", "-s", "data.include=[x,x,y]"], USAGE, ["include", "'x' twice"]),
+    ([*FIT, "t.csv", "-s", "data.given=[c,c]"], USAGE, ["given", "'c' twice"]),
+    ([*FIT, "t.csv", "-s", "data.given=[c]", "-s", "data.exclude=[c]"], USAGE, ["'c'", "both"]),
     ([*FIT, "t.csv", "-o", "absent", "--resume"], MODEL, ["resume.safetensors", "nothing to resume"]),
     ([*FIT, "t.csv", "--init-from", "junk.safetensors"], MODEL, ["junk.safetensors"]),
     # models
@@ -145,6 +157,7 @@ CASES: list[tuple[list[str], int, list[str]]] = [
     (["sample", "run"], USAGE, ["-n"]),
     (["sample", "run", "-n", "3", "--given", "x=1"], USAGE, ["without given columns"]),
     (["evaluate", "run", "t.csv", "--label", "zz"], DATA, ["label", "'zz'"]),
+    (["evaluate", "run", "halflabelled.csv", "--label", "label"], DATA, ["'label'", "without a label"]),
     (["evaluate", "run", "t.csv", "--label", "x"], DATA, ["'x'", "two values"]),
     (["nonsense"], USAGE, ["nonsense"]),
 ]

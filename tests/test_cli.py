@@ -322,3 +322,122 @@ def test_progress_is_one_line_an_epoch_and_quiet_is_quiet(folder: Path) -> None:
     )
     assert done.stderr == ""
     assert done.stdout == "lines\n"
+
+
+# -- what a demanding first user found ---------------------------------------------------------------------------------
+
+
+def test_labels_are_ordered_as_values_not_as_text(folder: Path) -> None:
+    frame = pd.read_csv(folder / "t.csv")
+    far = frame.assign(x=frame["x"] + 60, odd=10)
+    pd.concat([frame.assign(odd=2), far]).to_csv(folder / "labelled.csv", index=False)
+    found = json.loads(succeed("evaluate", "run", "labelled.csv", "--label", "odd", "--json", cwd=folder))
+    assert found["auroc"] > 0.99
+
+
+def test_whole_numbers_written_as_floats_are_read(folder: Path) -> None:
+    rows = "x,k,site\n100,1.0,a\n100,,a\n100,1.5,a\n100,1,a\n"
+    scores = pd.read_csv(io.StringIO(succeed("score", "run", "-", cwd=folder, stdin=rows.encode())))
+    assert scores["status"].tolist() == ["ok", "missing", "nonfinite", "ok"]
+    assert scores["score"][0] == scores["score"][3]
+
+
+def test_kept_columns_of_a_text_file_stay_as_they_were(folder: Path) -> None:
+    rows = "zip,big,x,k,site\n00001,12345678901234567890,100,1,a\n0x10,007,100,1,a\n"
+    out = succeed("score", "run", "-", "--keep", "zip, big", "--format", "tsv", cwd=folder,
+                  stdin=rows.replace(",", "\t").encode())  # fmt: skip
+    kept = pd.read_csv(io.StringIO(out), sep="\t", dtype=str)
+    assert kept["zip"].tolist() == ["00001", "0x10"]
+    assert kept["big"].tolist() == ["12345678901234567890", "007"]
+
+
+def test_a_column_that_is_not_needed_may_change_its_mind(folder: Path) -> None:
+    # More than one block of a CSV: its first does not show that `note` holds words.
+    lines = [f"{'' if i < 4000 else 'word'},{'-' * 2000},100,{i % 3},a\n" for i in range(4010)]
+    content = ("note,pad,x,k,site\n" + "".join(lines)).encode()
+    scores = succeed("score", "run", "-", "-q", cwd=folder, stdin=content)
+    assert scores.count("\n") == 4011
+
+
+def test_a_file_and_standard_input_together(folder: Path) -> None:
+    out = succeed("score", "run", "t.csv", "-", cwd=folder, stdin=(folder / "t.csv").read_bytes())
+    assert len(out.splitlines()) == 801
+
+
+def test_columns_that_flowcli_writes_itself_cannot_be_kept(folder: Path) -> None:
+    done = flowcli("score", "run", "-", "--keep", "source", cwd=folder, stdin=b"source,x,k,site\nme,100,1,a\n")
+    assert done.returncode == 2
+    assert "'source'" in done.stderr
+
+
+def test_kept_columns_that_do_not_fit_are_a_sentence(folder: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(folder / "t.csv").head(5)
+    frame.to_parquet(tmp_path / "1.parquet", index=False)
+    frame.assign(id=[f"n{i}" for i in range(5)]).to_parquet(tmp_path / "2.parquet", index=False)
+    done = flowcli("score", folder / "run", "1.parquet", "2.parquet", "--keep", "id", "-o", "s.parquet", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "column 'id'" in done.stderr
+    assert not (tmp_path / "s.parquet").exists()
+
+
+def test_overrides_name_files_where_the_user_is(folder: Path, tmp_path: Path) -> None:
+    pd.read_csv(folder / "t.csv").drop(columns=["id", "odd"]).to_csv(tmp_path / "v.csv", index=False)
+    options = ("-s", "data.exclude=[]", "-s", "data.validation=v.csv", *FAST)
+    succeed("fit", "maf-affine", "v.csv", "-o", "run", *options, cwd=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    succeed("fit", "../run/recipe.yaml", "-o", "again", cwd=tmp_path / "elsewhere")
+    one, two = (tmp_path / run / "model.safetensors" for run in ("run", "elsewhere/again"))
+    assert package.load(one).about == package.load(two).about
+
+
+def test_given_text_is_text_and_a_typo_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    site = rng.choice(["1.10", "1.9", "north"], 200)
+    pd.DataFrame({"site": site, "x": rng.standard_normal(200)}).to_parquet(tmp_path / "t.parquet", index=False)
+    succeed("fit", "maf-affine", "t.parquet", "-o", "run", "-s", "data.given=[site]", *FAST, cwd=tmp_path)
+    out = pd.read_csv(
+        io.StringIO(succeed("sample", "run", "-n", "3", "--given", "site=1.10", cwd=tmp_path)), dtype={"site": str}
+    )
+    assert out["site"].tolist() == ["1.10"] * 3
+    typo = flowcli("sample", "run", "-n", "3", "--given", "site=nrth", cwd=tmp_path)
+    assert typo.returncode == 3
+    assert "Did you mean 'north'?" in typo.stderr
+
+
+def test_arrow_files_open_elsewhere_and_stream_back(folder: Path) -> None:
+    succeed("sample", "run", "-n", "5", "-o", "s.feather", cwd=folder)
+    assert len(pd.read_feather(folder / "s.feather")) == 5
+    content = (folder / "s.feather").read_bytes()
+    out = succeed("score", "run", "-", "--format", "arrow", "-o", "fed.csv", cwd=folder, stdin=content)
+    assert out == ""
+    assert len(pd.read_csv(folder / "fed.csv")) == 5
+
+
+def test_a_terminated_score_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "flowcli", "score", str(folder / "run"), "-", "-o", str(tmp_path / "out.csv")],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"pad,x,k,site\n" + (b"-" * 2000 + b",100,1,a\n") * 5000)  # more than a block
+        process.stdin.flush()
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        process.terminate()
+        process.stdin.close()
+        process.wait(timeout=60)
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_environment_names_the_device_only_where_nothing_else_does(folder: Path) -> None:
+    code = "from flowcli.cli import main; import sys; sys.argv = ['flowcli', *sys.argv[1:]]; main()"
+    options = ["fit", "maf-affine", "t.csv", "--dry-run"]
+    for more, returncode in (([], 2), (["-s", "train.device=cpu"], 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *options, *more], cwd=folder, capture_output=True, text=True,
+            env=ENVIRONMENT | {"FLOWCLI_DEVICE": "nonsense"},
+        )  # fmt: skip
+        assert done.returncode == returncode, done.stderr

@@ -37,6 +37,11 @@ def encoded(array: np.ndarray, format: str = "PNG", mode: str | None = None) -> 
     return buffer.getvalue()
 
 
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
 def pictures(n: int = N, shape: tuple[int, ...] = (8, 8), dtype: type = np.uint8) -> np.ndarray:
     """Smooth blobs with a little noise."""
     y, x = np.mgrid[: shape[0], : shape[1]]
@@ -147,9 +152,12 @@ def test_samples_as_a_folder_a_sheet_and_a_table(world: Path, tmp_path: Path) ->
     succeed("sample", run, "-n", "5", "--given", "label=class1", "-o", "out/", cwd=tmp_path)
     files = sorted((tmp_path / "out").iterdir())
     assert [f.name for f in files] == [f"{i:06d}.png" for i in range(5)]
-    assert all(Image.open(f).size == (8, 8) and Image.open(f).mode == "L" for f in files)
+    for file in files:
+        with Image.open(file) as image:
+            assert (image.size, image.mode) == ((8, 8), "L")
     succeed("sample", run, "-n", "20", "--given", "label=class0", "-o", "sheet.png", cwd=tmp_path)
-    assert Image.open(tmp_path / "sheet.png").size == (5 * 66 + 2, 4 * 66 + 2)
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size == (5 * 66 + 2, 4 * 66 + 2)
     succeed("sample", run, "-n", "5", "--given", "label=class1", "-o", "t.parquet", cwd=tmp_path)
     table = pd.read_parquet(tmp_path / "t.parquet")
     assert list(table) == ["label", COLUMN]
@@ -168,10 +176,10 @@ def test_samples_as_a_folder_a_sheet_and_a_table(world: Path, tmp_path: Path) ->
 def test_from_one_image_to_another(world: Path, tmp_path: Path) -> None:
     ends = [world / "p" / "class0" / "00.png", world / "p" / "class1" / "01.png"]
     succeed("sample", world / "run", "--between", *ends, "--steps", "5", "-o", "way/", cwd=tmp_path)
-    way = [np.asarray(Image.open(f)) >> 4 for f in sorted((tmp_path / "way").iterdir())]
+    way = [pixels(f) >> 4 for f in sorted((tmp_path / "way").iterdir())]
     assert len(way) == 5
     for there, end in ((way[0], ends[0]), (way[-1], ends[1])):
-        assert np.abs(there.astype(int) - (np.asarray(Image.open(end)) >> 4)).max() <= 1
+        assert np.abs(there.astype(int) - (pixels(end) >> 4)).max() <= 1
     assert not np.array_equal(way[0], way[2])
     assert not np.array_equal(way[2], way[4])
 
@@ -210,8 +218,9 @@ def test_images_survive_the_codec(shape: tuple[int, ...], dtype: type, bits: int
     assert ImageCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
 
 
-def test_probabilities_of_all_images_sum_to_one() -> None:
-    # Two pixels of one bit: four images, each with a mass that many places in its cell settle.
+def test_probabilities_of_all_images_sum_to_no_more_than_one() -> None:
+    # Four pixels of one bit: 16 images, each with a mass that many places in its cell settle. What the flow puts
+    # beyond α and 1 − α belongs to no image: bits per dimension are never too good, at most a little too bad.
     x = np.zeros((300, 2, 2), np.uint8)
     x[:, :, 0] = np.where(RNG.random((300, 1)) < 0.7, 255, 0)
     x[:, 0, 1] = np.where(RNG.random(300) < 0.8, x[:, 0, 0], 255 - x[:, 0, 0])
@@ -226,7 +235,7 @@ def test_probabilities_of_all_images_sum_to_one() -> None:
     model = package.fit(recipe, table)
     every = [255 * np.array([[a, b], [c, d]], np.uint8) for a in (0, 1) for b in (0, 1) for c in (0, 1) for d in (0, 1)]
     mass = np.exp(model.log_prob(pa.table({COLUMN: pa.array([encoded(v) for v in every], pa.binary())})))
-    assert mass.sum() == pytest.approx(1, abs=0.03)
+    assert 0.8 < mass.sum() < 1.005
     assert mass.max() > 2 / 16
 
 

@@ -203,3 +203,80 @@ def test_a_lying_header_is_refused_at_once(tmp_path: Path) -> None:
     path.write_bytes((10**9).to_bytes(8, "little") + b"{" * 1000)
     with pytest.raises(ModelFileError, match="header"):
         Model.load(path)
+
+
+def test_p_values_know_of_unseen_levels() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.standard_normal(6000), "c": rng.zipf(1.6, 6000).clip(max=10**6).astype(str)})
+    recipe = {
+        "flow": {"type": "maf", "layers": 1, "hidden": [8]},
+        "data": {"validation": 0.5, "columns": {"c": "category"}},
+        "train": {"epochs": 1},
+    }
+    scores = flowcli.fit(recipe, frame[:4000]).score(frame[4000:])
+    assert (scores["status"] == "unseen_category").mean() > 0.02
+    assert (scores["p_value"] <= 0.1).mean() == pytest.approx(0.1, abs=0.025)
+
+
+def test_what_a_column_is_does_not_depend_on_the_split() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.standard_normal(400), "rare": np.zeros(400), "k": rng.integers(0, 9, 400) + 0.0})
+    held_out = np.sort(np.random.default_rng(0).permutation(400)[:40])
+    frame.loc[held_out[:3], "rare"] = 1.0
+    frame.loc[held_out[3:6], "k"] = 0.5
+    model = flowcli.fit({"flow": {"type": "maf", "layers": 1, "hidden": [8]}, "train": {"epochs": 1}}, frame)
+    assert {c.name: c.kind for c in model.codec.columns} == {"x": "real", "rare": "integer", "k": "real"}
+    assert (model.score(frame)["status"] == "ok").all()
+
+
+def test_numbers_at_the_edge_of_their_types() -> None:
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 50, 200)
+    table = pa.table(
+        {
+            "u": pa.array([2**63 + int(v) for v in small], pa.uint64()),
+            "i": pa.array([2**62 + int(v) for v in small], pa.int64()),
+            "h": pa.array(rng.standard_normal(200).astype(np.float16)),
+            "d": pa.array([int(v) for v in small]).cast(pa.decimal128(30, 2)),
+        }
+    )
+    model = flowcli.fit({"flow": {"type": "maf", "layers": 1, "hidden": [8]}, "train": {"epochs": 2}}, table)
+    assert (model.score(table)["status"] == "ok").all()
+    drawn = model.sample(300)
+    assert str(drawn["u"].dtype) == "uint64"
+    assert drawn["u"].min() >= 2**63 - 50
+    assert drawn["i"].between(2**62 - 50, 2**62 + 100).all()
+
+
+def test_categories_keep_the_order_of_their_levels() -> None:
+    rng = np.random.default_rng(0)
+    levels = pd.CategoricalDtype(["lo", "mid", "hi"], ordered=True)
+    frame = pd.DataFrame({"c": pd.Categorical(rng.choice(["hi", "lo", "mid"], 200), dtype=levels)})
+    frame["x"] = rng.standard_normal(200)
+    model = flowcli.fit({"flow": {"type": "maf", "layers": 1, "hidden": [8]}, "train": {"epochs": 1}}, frame)
+    for seed in range(3):
+        drawn = model.sample(20, seed=seed)["c"]
+        assert list(drawn.cat.categories) == ["lo", "mid", "hi"]
+        assert drawn.cat.ordered
+
+
+def test_whole_numbers_under_a_logarithm_stay_in_its_domain() -> None:
+    k = np.random.default_rng(0).geometric(0.3, 800)
+    frame = pd.DataFrame({"k": k, "x": np.random.default_rng(1).standard_normal(800)})
+    recipe = {
+        "flow": {"type": "maf", "layers": 2, "hidden": [16]},
+        "data": {"columns": {"k": {"transform": "log"}}},
+        "train": {"epochs": 5},
+    }
+    model = flowcli.fit(recipe, frame)
+    drawn = model.sample(2000)
+    assert drawn["k"].min() >= 1
+    assert (model.score(drawn)["status"] == "ok").all()
+
+
+def test_a_frame_needs_no_files_of_the_recipe(tmp_path: Path) -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).standard_normal((100, 2)), columns=["a", "b"])
+    recipe = {"flow": {"type": "maf", "layers": 1, "hidden": [8]}, "data": {"files": ["gone.csv"]},
+              "train": {"epochs": 1}}  # fmt: skip
+    flowcli.fit(recipe, frame, run=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == []

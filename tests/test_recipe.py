@@ -52,7 +52,7 @@ zzz: 1
         "r.yaml:3:18: data.columns.age.type: 'intger' is not one of auto, real, integer, category, bool. "
         "Did you mean integer?",
         "r.yaml:3:42: data.columns.b.transfrm: unknown key. Did you mean data.columns.b.transform?",
-        "r.yaml:5:9: flow.type: 'realnpv' is not one of planar, radial, realnvp, maf. Did you mean realnvp?",
+        "r.yaml:5:9: flow.type: 'realnpv' is not one of planar, radial, realnvp, maf, glow. Did you mean realnvp?",
         "r.yaml:7:7: train.lr: 'abc' must be a number.",
         "r.yaml:8:3: train.learning_rat: unknown key. Did you mean train.lr?",
         "r.yaml:9:15: train.batch_size: 'big' must be a whole number, or must be auto.",

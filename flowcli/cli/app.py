@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import signal
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -84,4 +87,10 @@ def main() -> None:
     """Run the command line."""
     from flowcli.cli import evaluate, fit, inspect_, recipe, sample, score, validate  # noqa: F401 (they register)
 
+    signal.signal(signal.SIGTERM, _terminated)
     app(prog_name="flowcli")
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Leave as an exception does, so that what is half written is removed."""
+    sys.exit(console.TERMINATED)

@@ -80,7 +80,9 @@ def leave(error: BaseException) -> NoReturn:
             print(f"{head} {printable(line)}", file=sys.stderr)
         sys.exit(error.exit_code)
     if isinstance(error, OSError):
-        print(f"{head} {printable(str(error.filename or 'a file'))}: {error.strerror or error}.", file=sys.stderr)
+        print(
+            f"{head} {printable(str(error.filename or 'standard output'))}: {error.strerror or error}.", file=sys.stderr
+        )
         sys.exit(DataError.exit_code)
     if isinstance(error, MemoryError):
         print(f"{head} out of memory; try fewer rows or a smaller batch.", file=sys.stderr)

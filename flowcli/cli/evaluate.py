@@ -25,6 +25,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a table: log-likelihood, bits per dimension, a Gaussian beside it, AUROC with labels."""
     import json
+    import math
     from dataclasses import asdict
 
     from flowcli.cli.formats import check_format, loaded, read_source
@@ -34,12 +35,18 @@ def evaluate(
     fitted = loaded(model, device)
     found = measure(fitted, (batch for _, batch in read_source(data, fitted, format).batches()), label)
     if json_:
-        values = {k: None if isinstance(v, float) and v != v else v for k, v in asdict(found).items()}
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(found).items()}
         console.result(json.dumps(values, indent=2))
         return
     others = ", ".join(f"{n:,} {name}" for name, n in found.statuses.items() if name != "ok")
     lines = [
-        ("rows", f"{found.rows:,}" + (f" ({found.rows_in_mean:,} in the means; {others})" if others else "")),
+        (
+            "rows",
+            f"{found.rows:,}"
+            + (
+                f" ({found.rows_in_mean:,} in the means; {others})" if others or found.rows_in_mean < found.rows else ""
+            ),
+        ),
         ("log-likelihood", f"{found.log_prob:.4f} ± {found.log_prob_error:.4f} nats a row"),
         ("bits per dimension", f"{found.bits_per_dim:.4f}"),
         ("Gaussian", f"{found.gaussian_log_prob:.4f} ± {found.gaussian_log_prob_error:.4f}"),

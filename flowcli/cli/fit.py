@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,8 @@ def fit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read, check, build; do not train or write.")] = False,
     max_time: Annotated[str | None, typer.Option(metavar="30m", help="Finish in good order within this time.")] = None,
     device: Annotated[
-        str | None, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to train.")
+        str | None,
+        typer.Option(metavar="auto|cpu|cuda|mps", help="Where to train; else as the recipe or FLOWCLI_DEVICE says."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing run folder.")] = False,
@@ -40,6 +42,8 @@ def fit(
     flags = {"train.max_time": max_time, "train.device": device, "train.seed": seed}
     overrides = [*set_, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     checked = recipes.load(recipe, overrides)
+    if checked.train.device == "auto" and (usual := os.environ.get("FLOWCLI_DEVICE")):
+        checked = recipes.load(recipe, [*overrides, f"train.device={usual}"])
     if data:
         checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})
     run = output or Path("runs") / recipes.shipped.path(recipe).stem

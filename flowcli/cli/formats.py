@@ -38,4 +38,4 @@ def read_source(names: Sequence[str], model: Model, format: str | None = None) -
 
     if model.recipe.data.image:
         return Pictures.of(names, model.recipe.data.image.column)
-    return Source.of(names, format, model.codec.types)
+    return Source.of(names, format, model.codec.text_types)

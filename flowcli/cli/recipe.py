@@ -49,8 +49,9 @@ def copy(
     from flowcli.recipe import shipped
 
     text = shipped.path(name).read_text(encoding="utf-8")
-    to = to or Path(f"{name}.yaml")
-    to = to / f"{name}.yaml" if to.is_dir() else to
+    file = f"{Path(name).stem}.yaml"
+    to = to or Path(file)
+    to = to / file if to.is_dir() else to
     if to.exists() and not force:
         raise UsageError(f"{to}: exists already; --force replaces it.")
     write_whole(to, text)

@@ -71,7 +71,8 @@ def sample(
     if pairs and files:
         raise UsageError("--given: give values or a file, not both.")
     table = read_source(files, fitted, format).table() if files else None
-    values = {key: scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    text = {name for name, type_ in fitted.codec.text_types.items() if str(type_).endswith("string")}
+    values = {key: value if key in text else scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
     if between:
         drawn = fitted.between(read_source(between, fitted).table(), steps, values or None)
         schema, batches = drawn.schema, iter(drawn.to_batches())

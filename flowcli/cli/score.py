@@ -70,7 +70,7 @@ def score(
     level = Level(alpha=alpha, threshold=threshold)
     pictures = fitted.recipe.data.image is not None
     own = (FILE, IMAGE) if pictures else ()
-    wanted = [name for names in keep for name in names.split(",")]
+    wanted = [name.strip() for names in keep for name in names.split(",")]
 
     def scored() -> Iterator[pa.RecordBatch]:
         row = 0
@@ -83,6 +83,8 @@ def score(
             for name in (n for n in batch.schema.names if n not in own) if keep_all else wanted:
                 if name not in batch.schema.names:
                     raise DataError(f"--keep: the data has no column '{name}'.")
+                if name in ("row_id", "source"):
+                    raise UsageError(f"--keep: '{name}' is also the name of a score column; rename it.")
                 columns[name] = batch.column(name)
             result = score_batch(fitted, batch, level, method, dequantization_samples)
             clash = set(columns) & set(result.schema.names)
@@ -96,12 +98,27 @@ def score(
     first = next(batches, None)
     if first is None:
         raise DataError(f"{', '.join(data)}: no rows.")
-    rows = anomalies = 0
+    rows, anomalies, schema = 0, 0, first.schema
     with open_sink(output, first.schema, format if output == "-" else None, force) as sink:
         while first is not None:
-            sink.write(first)
+            sink.write(_in(schema, first))
             rows += first.num_rows
             anomalies += pc.sum(first.column("is_anomaly")).as_py() or 0 if level else 0
             first = next(batches, None)
     if output != "-":
         console.note(f"{rows:,} rows written to {output}" + (f", {anomalies:,} anomalies" if level else ""))
+
+
+def _in(schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch in the schema of the first. Raises DataError when a kept column's values do not fit it."""
+    import pyarrow as pa
+
+    from flowcli.errors import DataError
+
+    columns = []
+    for field, column in zip(schema, batch.columns, strict=True):
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowException:
+            raise DataError(f"column '{field.name}': holds {column.type} here and {field.type} before.") from None
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

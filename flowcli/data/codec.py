@@ -67,6 +67,24 @@ class Codec(ABC):
         return None
 
     @property
+    def text_types(self) -> dict[str, pa.DataType]:
+        """What each column is read as from formats that carry no types. Whole numbers may be written ``1.0`` there, as
+        many tools do beside a missing value, so those that fit into a double are read as one."""
+        exact = 2**52
+        return {
+            name: pa.float64()
+            if pa.types.is_integer(type_) and abs(getattr(self.column(name), "offset", 0)) < exact
+            else type_.value_type
+            if pa.types.is_dictionary(type_)
+            else type_
+            for name, type_ in self.types.items()
+        }
+
+    def column(self, name: str) -> ColumnCodec:
+        """The codec of a column by its name."""
+        return next(column for column in self.given if column.name == name)
+
+    @property
     def types(self) -> dict[str, pa.DataType]:
         """The Arrow type of each column that is read."""
         return {column.name: kinds.arrow_type(column.arrow_type) for column in self.given}
@@ -108,7 +126,13 @@ class Codec(ABC):
         context = []
         for column in self.given:
             numbers, codes = column.read(_values(batch, column))
-            bad = codes[(codes != OK) & (codes != UNSEEN)]
+            unseen = np.flatnonzero(codes == UNSEEN)
+            if len(unseen) and isinstance(column, Category):
+                value = str(batch.column(column.name)[int(unseen[0])].as_py())
+                near = difflib.get_close_matches(value, [str(level) for level in column.levels], n=1)
+                hint = f"Did you mean '{near[0]}'?" if near else f"It was fitted on {_list(map(str, column.levels))}."
+                raise DataError(f"given column '{column.name}': '{value}' is not one of its levels. {hint}")
+            bad = codes[codes != OK]
             if len(bad):
                 raise DataError(f"given column '{column.name}': {len(bad)} values cannot be used ({NAMES[bad[0]]}).")
             context.append(column.embed(torch.from_numpy(numbers)))
@@ -147,8 +171,8 @@ class TableCodec(Codec):
         ]
         for name in (*chosen, *data.given):
             _refuse_holes(name, (whole or table).column(name))
-        columns = fit_columns(chosen, table, data)
-        given = fit_columns(data.given, table, data)
+        columns = fit_columns(chosen, table, data, whole or table)
+        given = fit_columns(data.given, table, data, whole or table)
         if not any(column.width for column in columns):
             raise DataError("no column is left to model: all are excluded, given or constant.")
         return TableCodec(columns, given)
@@ -169,6 +193,9 @@ class TableCodec(Codec):
     @property
     def types(self) -> dict[str, pa.DataType]:
         return {c.name: kinds.arrow_type(c.arrow_type) for c in self.columns} | super().types
+
+    def column(self, name: str) -> ColumnCodec:
+        return next(column for column in (*self.columns, *self.given) if column.name == name)
 
     @property
     def schema(self) -> pa.Schema:
@@ -218,17 +245,28 @@ def columns_of(columns: Iterable[Mapping[str, Any]]) -> tuple[ColumnCodec, ...]:
     return tuple(kinds.from_dict(column) for column in columns)
 
 
-def fit_columns(names: Iterable[str], table: pa.Table, data: Data) -> tuple[ColumnCodec, ...]:
-    """Type and scale columns of a training table. Raises DataError for a type that cannot be modelled."""
-    return tuple(_fit_column(name, table, data.columns.get(name, Column())) for name in names)
+def fit_columns(names: Iterable[str], table: pa.Table, data: Data, whole: pa.Table) -> tuple[ColumnCodec, ...]:
+    """Type and scale columns of a training table; what kind each is, ``whole``, the table it was taken from, says too.
+
+    Raises DataError for a type that cannot be modelled.
+    """
+    return tuple(
+        _fit_column(name, _plain(table.column(name)), _plain(whole.column(name)), data.columns.get(name, Column()))
+        for name in names
+    )
 
 
-def _fit_column(name: str, table: pa.Table, options: Column) -> ColumnCodec:
-    values = table.column(name).combine_chunks()
-    if pa.types.is_decimal(values.type):
-        values = values.cast(pa.float64())
-    kind = options.type if options.type != "auto" else _kind(name, values, options)
-    distinct = pc.count_distinct(values.dictionary_decode() if pa.types.is_dictionary(values.type) else values)
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """One array; decimals and half floats, which Arrow computes little with, as doubles."""
+    values = column.combine_chunks()
+    narrow = pa.types.is_decimal(values.type) or pa.types.is_float16(values.type)
+    return values.cast(pa.float64()) if narrow else values
+
+
+def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column) -> ColumnCodec:
+    kind = _kind(name, whole, options)
+    kind = options.type if options.type != "auto" else kind
+    distinct = pc.count_distinct(whole.dictionary_decode() if pa.types.is_dictionary(whole.type) else whole)
     if distinct.as_py() == 1:
         value = values[0].as_py()
         return Constant(name, str(values.type), value)
@@ -237,20 +275,22 @@ def _fit_column(name: str, table: pa.Table, options: Column) -> ColumnCodec:
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise DataError(f"column '{name}': holds {values.type}, so it cannot be {kind}.")
     if kind == "integer":
+        Integer.fit(name, whole)  # is every value a whole number?
         return Integer.fit(name, values)
+    Real.fit(name, whole, options.transform, options.low, options.high)  # is every value in the domain?
     return Real.fit(name, values, options.transform, options.low, options.high)
 
 
 def _kind(name: str, values: pa.Array, options: Column) -> str:
     type_ = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    if options.transform != "none":
-        return "real"
     if pa.types.is_boolean(type_):
         return "bool"
     if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return "category"
     if pa.types.is_dictionary(values.type):
         return "category"
+    if options.transform != "none" and (pa.types.is_integer(type_) or pa.types.is_floating(type_)):
+        return "real"
     if pa.types.is_integer(type_):
         return "integer"
     if pa.types.is_floating(type_):

@@ -159,7 +159,16 @@ class Real(ColumnCodec):
         return t
 
     def write(self, raw: Floats) -> pa.Array:
-        return pa.array(raw).cast(arrow_type(self.arrow_type), safe=False)
+        type_ = arrow_type(self.arrow_type)
+        if pa.types.is_integer(type_):
+            # Whole numbers again, of the type's range and strictly inside the transform's domain.
+            low, high = (float(bound) for bound in _range(type_))
+            if self.transform in ("log", "logit"):
+                low = max(low, np.floor(self.low if self.transform == "logit" else 0.0) + 1)
+            if self.transform == "logit":
+                high = min(high, np.ceil(self.high) - 1)
+            raw = np.clip(np.rint(raw), low, high)
+        return pa.array(raw).cast(type_, safe=False)
 
 
 @dataclass(frozen=True)
@@ -188,12 +197,13 @@ class Integer(ColumnCodec):
         return Integer(name, str(values.type), offset, centre, scale)
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
-        if pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type):
+        if pa.types.is_integer(values.type):
             missing = np.asarray(values.is_null())
-            whole = np.asarray(values.fill_null(0).cast(pa.int64()))
+            whole = np.asarray(values.fill_null(0))
+            wide = whole.astype(np.uint64 if pa.types.is_uint64(values.type) else np.int64)
             # x − offset in two halves of 32 bits: each difference is exact, and nothing wraps round.
-            high = (whole >> 32).astype(np.float64) - float(self.offset >> 32)
-            low = (whole & 0xFFFFFFFF).astype(np.float64) - float(self.offset & 0xFFFFFFFF)
+            high = (wide >> wide.dtype.type(32)).astype(np.float64) - float(self.offset >> 32)
+            low = (wide & wide.dtype.type(0xFFFFFFFF)).astype(np.float64) - float(self.offset & 0xFFFFFFFF)
             raw = high * 2.0**32 + low
             return np.where(missing, 0.0, raw), np.where(missing, MISSING, OK).astype(np.int8)
         x = _numbers(values)
@@ -236,10 +246,14 @@ class Category(ColumnCodec):
 
     @staticmethod
     def fit(name: str, values: pa.Array, asked: bool) -> Category:
-        """Levels in their own order. Text that is almost all different is refused unless ``asked`` for."""
+        """Levels in their own order, which for a dictionary column is its dictionary's. Text that is almost all
+        different is refused unless ``asked`` for."""
         plain = _dense(values)
         table = sorted((item["values"].as_py(), item["counts"].as_py()) for item in plain.drop_null().value_counts())
-        if (not asked and len(table) > Category.MAX_LEVELS) or len(table) > len(values) / 2 > 10:
+        if pa.types.is_dictionary(values.type):
+            place = {level: i for i, level in enumerate(values.dictionary.to_pylist())}
+            table.sort(key=lambda item: place[item[0]])
+        if not asked and (len(table) > Category.MAX_LEVELS or len(table) > len(values) / 2 > 10):
             raise DataError(
                 f"column '{name}': {len(table)} different values in {len(values)} rows look like text or an id; "
                 f"leave it out with -s 'data.exclude=[{name}]'."
@@ -276,10 +290,11 @@ class Category(ColumnCodec):
         return code.clamp(0, len(self.levels) - 1).double()  # the unseen cell is written as the level next to it
 
     def write(self, raw: Floats) -> pa.Array:
-        type_ = arrow_type(self.arrow_type)
-        value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
-        values = pa.array(self.levels, value_type).take(pa.array(raw.astype(np.int64)))
-        return values.dictionary_encode().cast(type_) if pa.types.is_dictionary(type_) else values
+        type_, codes = arrow_type(self.arrow_type), raw.astype(np.int64)
+        if not pa.types.is_dictionary(type_):
+            return pa.array(self.levels, type_).take(pa.array(codes))
+        levels = pa.array(self.levels, type_.value_type)
+        return pa.DictionaryArray.from_arrays(pa.array(codes, type_.index_type), levels, ordered=type_.ordered)
 
     def embed(self, raw: Tensor) -> Tensor:
         """One-hot levels; all zeros for an unseen one."""
@@ -330,7 +345,7 @@ def from_dict(column: Mapping[str, Any]) -> ColumnCodec:
 
 def _numbers(values: pa.Array) -> Floats:
     """Float64 with NaN for null."""
-    return np.array(values.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    return np.array(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
 
 
 def _dense(values: pa.Array) -> pa.Array:

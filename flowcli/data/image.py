@@ -10,10 +10,10 @@ import io
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,9 +42,8 @@ MODES = {
 BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
           OverflowError, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)  # fmt: skip
 
-warnings.simplefilter("error", Image.DecompressionBombWarning)  # as Pillow's manual advises
-
 Pixels = NDArray[np.integer[Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class ImageCodec(Codec):
             raise DataError(f"data.image.bits: {options.bits}, and these images have {8 * (1 + (mode == 'I;16'))}.")
         return ImageCodec(
             mode, size[1], size[0], options.bits, options.alpha, options.resize is not None, options.flip,
-            fit_columns(data.given, table, data),
+            fit_columns(data.given, table, data, everything),
         )  # fmt: skip
 
     @property
@@ -146,8 +145,7 @@ class ImageCodec(Codec):
                 for i in range(len(part)):
                     yield self._of_array(array[i]) if part[i].is_valid else None
             else:
-                with ThreadPoolExecutor() as pool:
-                    yield from pool.map(self._decode, part.to_pylist())
+                yield from _in_parallel(self._decode, part)
 
     def _of_array(self, array: Pixels) -> Pixels | None:
         pixels = _channels_first(array)
@@ -230,6 +228,14 @@ def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
 
 
+def _in_parallel(decode: Callable[[bytes | None], T], files: pa.Array) -> list[T]:
+    """``decode`` of each file's bytes. What Pillow thinks of a file is no news to a user; a bomb is an error."""
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return list(pool.map(decode, files.to_pylist()))
+
+
 def _looks(values: pa.ChunkedArray) -> Iterator[tuple[str, tuple[int, int]] | None]:
     """Mode and size of each image, from its header alone; None for one without."""
     for part in _chunks(values):
@@ -239,8 +245,7 @@ def _looks(values: pa.ChunkedArray) -> Iterator[tuple[str, tuple[int, int]] | No
             mode = "I;16" if pixels.dtype == np.uint16 else modes[pixels.shape[0]]
             yield from ((mode, (pixels.shape[2], pixels.shape[1])) for _ in range(len(part)))
         else:
-            with ThreadPoolExecutor() as pool:
-                yield from pool.map(_look, part.to_pylist())
+            yield from _in_parallel(_look, part)
 
 
 def _look(content: bytes | None) -> tuple[str, tuple[int, int]] | None:

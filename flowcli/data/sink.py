@@ -38,6 +38,8 @@ def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: 
     """
     if output == STDOUT:
         format = format or "csv"
+        if sys.stdout is None:
+            raise DataError("standard output is closed.")
         if format in ("parquet", "arrow") and sys.stdout.isatty():
             raise UsageError(f"{format} is binary and standard output is a terminal; give a file with -o or a pipe.")
         with _writer(format, sys.stdout.buffer, schema) as sink:
@@ -48,7 +50,10 @@ def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: 
     path = pathlib.Path(output)
     try:
         with whole_file(path) as beside, beside.open("wb") as stream:
-            with _writer(format or format_of(output), stream, schema) as sink:
+            kind = format or format_of(output)
+            if kind == "arrow" and path.suffix.lower() != ".arrows":
+                kind = "arrow file"
+            with _writer(kind, stream, schema) as sink:
                 yield sink
             stream.flush()
     except OSError as error:
@@ -105,4 +110,5 @@ _WRITERS: dict[str, Callable[[Any, pa.Schema], Any]] = {
     "tsv": lambda stream, schema: pa.csv.CSVWriter(stream, schema, write_options=pa.csv.WriteOptions(delimiter="\t")),
     "jsonl": _JsonLines,
     "arrow": pa.ipc.new_stream,
+    "arrow file": pa.ipc.new_file,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import pathlib
 import shutil
 import sys
@@ -79,7 +80,7 @@ class Source:
         first: pa.Schema | None = None
         if len(self.files) > 1:  # before a row is given out, so that a wrong file cannot end a job half-way
             for file in self.files:
-                for batch in self._read(file):
+                for batch in self._read(file) if file != STDIN else ():
                     first = first or batch.schema
                     _same_columns(file, batch.schema, first)
                     break
@@ -160,7 +161,7 @@ def _open(file: str) -> Iterator[IO[bytes]]:
     if file == STDIN:
         yield sys.stdin.buffer
         return
-    with open(file, "rb") as stream:
+    with open(file, "rb", buffering=1 << 16) as stream:
         yield stream
 
 
@@ -172,12 +173,34 @@ def _csv_options(format: str, types: Mapping[str, pa.DataType]) -> dict[str, Any
     }
 
 
+def _header(stream: IO[bytes], format: str) -> list[str]:
+    """The column names on the first line of a stream, which is not moved; none where it cannot be read alone."""
+    line = stream.peek(1 << 16).split(b"\n", 1)[0]  # type: ignore[attr-defined]
+    try:
+        return list(pa.csv.read_csv(io.BytesIO(line + b"\n"), **_csv_options(format, {})).column_names)
+    except pa.ArrowInvalid:
+        return []
+
+
 def _read_csv(format: str) -> Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]:
     def read(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        with _open(file) as stream, pa.csv.open_csv(stream, **_csv_options(format, types)) as reader:
-            yield from reader
+        with _open(file) as stream:
+            # Columns without a type of their own stay the text they are: guessed from one block, they could break
+            # in a later one, and leading zeros would be lost.
+            text = {name: pa.string() for name in _header(stream, format)} if types else {}
+            with pa.csv.open_csv(stream, **_csv_options(format, text | dict(types))) as reader:
+                yield from reader
 
     return read
+
+
+@contextlib.contextmanager
+def _spooled(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """All of a stream in a temporary file: some formats have their index at the end."""
+    with tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(stream, spool)
+        spool.seek(0)
+        yield spool
 
 
 def _read_jsonl(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
@@ -191,8 +214,9 @@ def _read_jsonl(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Reco
 
 def _read_arrow(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
     with _open(file) as stream:
-        if file != STDIN and stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]
-            with pa.ipc.open_file(stream) as reader:
+        if stream.peek(6)[:6] == b"ARROW1":  # type: ignore[attr-defined]
+            seekable = _spooled(stream) if file == STDIN else contextlib.nullcontext(stream)
+            with seekable as whole, pa.ipc.open_file(whole) as reader:
                 for i in range(reader.num_record_batches):
                     yield reader.get_batch(i)
         else:
@@ -205,9 +229,7 @@ def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Re
         with pa.parquet.ParquetFile(file) as reader:
             yield from reader.iter_batches(BATCH_ROWS)
         return
-    with tempfile.TemporaryFile() as spool:  # parquet's index is at its end
-        shutil.copyfileobj(sys.stdin.buffer, spool)
-        spool.seek(0)
+    with _spooled(sys.stdin.buffer) as spool:
         yield from pa.parquet.ParquetFile(spool).iter_batches(BATCH_ROWS)
 
 

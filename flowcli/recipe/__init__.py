@@ -29,10 +29,14 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}.") from None
-    checked = check(parse(text, str(path)), overrides)
-    data = checked.data
-    files = [file if file == "-" else str(path.parent / file) for file in data.files]
-    validation = data.validation if isinstance(data.validation, float) else str(path.parent / data.validation)
+    document = parse(text, str(path))
+    checked = check(document, overrides)
+    data, files, validation = checked.data, checked.data.files, checked.data.validation
+    # What the recipe says stands beside it; what the command line says, where the user is.
+    if ("data", "files") not in document.overrides:
+        files = [file if file == "-" else str(path.parent / file) for file in files]
+    if isinstance(validation, str) and ("data", "validation") not in document.overrides:
+        validation = str(path.parent / validation)
     return checked.model_copy(update={"data": data.model_copy(update={"files": files, "validation": validation})})
 
 

@@ -16,6 +16,7 @@ from flowcli.data.status import NAMES
 from flowcli.errors import DataError
 from flowcli.model import Model
 from flowcli.scoring import method as methods
+from flowcli.scoring.score import final_status
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     parts: list[NDArray[np.float64]] = []
     scores: list[NDArray[np.float64]] = []
     statuses = np.zeros(len(NAMES), int)
-    labels: list[pa.Array] = []
+    labels: list[pa.Table] = []
 
     def diagonal(y: Tensor, context: Tensor | None) -> Tensor:
         return model.baseline.log_prob(y, context, diagonal=True)
@@ -56,12 +57,11 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
         gaussians = [model.rows_log_prob(rows, density) for density in (model.baseline.log_prob, diagonal)]
         parts.append(np.stack([made_of[0], *gaussians]))
         scores.append(methods.score(made_of, model))
-        statuses += np.bincount(rows.status, minlength=len(NAMES))
+        statuses += np.bincount(final_status(rows, made_of[0]), minlength=len(NAMES))
         if label is not None:
             if label not in batch.schema.names:
                 raise DataError(f"the data has no label column '{label}'.")
-            column = batch.column(label)
-            labels += column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+            labels.append(pa.table({label: batch.column(label)}))
     if not parts:
         raise DataError("the data has no rows.")
     log_probs = np.concatenate(parts, 1)
@@ -71,9 +71,11 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     flow, gaussian, diagonal_gaussian = log_probs[:, used]
     auroc = precision = None
     if label is not None:
-        anomalous = _anomalous(pa.chunked_array(labels), label)
+        anomalous = _anomalous(pa.concat_tables(labels, promote_options="permissive").column(label), label)
         score = np.concatenate(scores)
         ranked = ~np.isnan(score)
+        if len(set(anomalous[ranked])) != 2:
+            raise DataError(f"label column '{label}': the rows that have a score all have one label.")
         auroc, precision = ranking(score[ranked], anomalous[ranked])
     mean, error = _mean(flow)
     gaussian_mean, gaussian_error = _mean(gaussian)
@@ -109,9 +111,12 @@ def ranking(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple[fl
 
 def _anomalous(labels: pa.ChunkedArray, name: str) -> NDArray[np.bool_]:
     """Labels as booleans: of two values, the greater one (1, true, 'outlier' after 'inlier') is the anomaly."""
-    values = sorted(pc.unique(labels).to_pylist(), key=str)
-    if len(values) != 2 or None in values:
-        raise DataError(f"label column '{name}': needs exactly two values, such as 0 and 1; it has {len(values)}.")
+    found = pc.unique(labels).to_pylist()
+    if None in found:
+        raise DataError(f"label column '{name}': has rows without a label.")
+    if len(found) != 2:
+        raise DataError(f"label column '{name}': needs exactly two values, such as 0 and 1; it has {len(found)}.")
+    values = sorted(found)
     return np.asarray(pc.equal(labels, pa.scalar(values[1], labels.type)))
 
 

@@ -43,6 +43,6 @@ def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floa
         raise UsageError("score.method: complexity is for images, and this model is of a table.")
     if method == "typicality":
         usual = model.calibration[0].numpy()
-        finite = usual[np.isfinite(usual)]
-        return np.asarray(np.abs(parts[0] - (finite.mean() if len(finite) else 0.0)))
+        known = usual[usual > np.finfo(np.float64).min]  # which stands for rows of zero density
+        return np.asarray(np.abs(parts[0] - (known.mean() if len(known) else 0.0)))
     return np.asarray(-parts[0] - parts[1] if method == "complexity" else -parts[0])

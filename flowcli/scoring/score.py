@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from flowcli.data.codec import Rows
 from flowcli.data.image import ImageCodec
 from flowcli.data.status import MISSING, NAMES, NONFINITE, UNREADABLE
 from flowcli.model import Model
@@ -47,8 +48,15 @@ def p_values(score: NDArray[np.float64], held_out: NDArray[np.float64]) -> NDArr
 
     Uniform on rows like the training rows, whatever the flow (Vovk et al. 2005; Bates et al. 2023, equation 2).
     """
-    at_least = len(held_out) - np.searchsorted(np.sort(held_out), score, side="left")
+    # A score of +∞ ties with the held-out rows that have none either, which a file keeps as the largest number.
+    finite = np.minimum(score, np.finfo(np.float64).max)
+    at_least = len(held_out) - np.searchsorted(np.sort(held_out), finite, side="left")
     return np.asarray((1 + at_least) / (1 + len(held_out)), np.float64)
+
+
+def final_status(rows: Rows, log_prob: NDArray[np.float64]) -> NDArray[np.int8]:
+    """Each row's status once its density is known: one that underflows is ``nonfinite``."""
+    return np.where(np.isneginf(log_prob) & (rows.status <= NONFINITE), np.int8(NONFINITE), rows.status)
 
 
 def score_batch(
@@ -69,7 +77,7 @@ def score_batch(
     parts = methods.ingredients(model, rows, samples)
     log_prob, score = parts[0], methods.score(parts, model, method)
     missing = np.isin(rows.status, (MISSING, UNREADABLE))
-    status = np.where(np.isneginf(log_prob) & (rows.status <= NONFINITE) & ~missing, NONFINITE, rows.status)
+    status = final_status(rows, log_prob)
     p_value = p_values(score, methods.score(model.calibration.numpy(), model, method))
     columns = {
         "log_prob": pa.array(log_prob, mask=missing),

@@ -23,7 +23,7 @@ from flowcli.data.image import ImageCodec
 from flowcli.data.noise import uniforms
 from flowcli.data.pictures import Pictures, hold_pictures
 from flowcli.data.source import STDIN, Source
-from flowcli.data.status import OK
+from flowcli.data.status import MISSING, OK
 from flowcli.errors import DataError, TrainingError, UsageError
 from flowcli.model import Baseline, Model, new_flow, rows_at_once
 from flowcli.recipe import Column, Image, Recipe
@@ -45,7 +45,8 @@ MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at 
 class Prepared:
     """Recipe and data brought together: codec, flow at its start, training and held-out rows. No training yet."""
 
-    def __init__(self, recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> None:
+    def __init__(self, recipe: Recipe, table: pa.Table, held_out: pa.Table | None, files: Sequence[str] = ()) -> None:
+        self.files = tuple(files)  # that the rows came from
         if table.num_rows < MIN_ROWS:
             raise DataError(f"{table.num_rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
         whole = table
@@ -58,7 +59,10 @@ class Prepared:
             table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
         self.codec: Codec = (ImageCodec if recipe.data.image else TableCodec).fit(table, recipe.data, whole)
         self.rows = _usable(self.codec.read(table))
-        self.held_out = _usable(self.codec.read(held_out))
+        kept_out = self.codec.read(held_out)
+        self.held_out = _usable(kept_out)
+        # Unseen levels and impossible values are part of what held-out rows are: p-values must know of them.
+        self.calibration = kept_out.take(torch.from_numpy(np.flatnonzero(kept_out.status < MISSING)))
         self.recipe = _resolved(recipe, self.codec, len(self.rows))
         torch.manual_seed(recipe.train.seed)
         self.flow = new_flow(self.recipe, self.codec)
@@ -160,6 +164,7 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str, overrides: Sequence[str]
 
 def prepare(recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None) -> Prepared:
     """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
+    files: list[str] = []
     if frame is not None:
         table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
         if recipe.data.image and IMAGE not in table.column_names:
@@ -167,7 +172,8 @@ def prepare(recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None) -> Pre
     elif recipe.data.files:
         if recipe.data.image is None and hold_pictures(recipe.data.files):
             recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
-        table = _source(recipe, recipe.data.files).table()
+        source = _source(recipe, recipe.data.files)
+        table, files = source.table(), list(source.files)
     else:
         raise UsageError("no data: name files after the recipe, or under data.files in it.")
     if table.num_columns == 0 or table.num_rows == 0:
@@ -175,8 +181,9 @@ def prepare(recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None) -> Pre
     held_out = None
     if isinstance(recipe.data.validation, str):
         types = {field.name: field.type for field in table.schema}
-        held_out = _source(recipe, [recipe.data.validation], types).table()
-    return Prepared(recipe, table, held_out)
+        source = _source(recipe, [recipe.data.validation], types)
+        held_out, files = source.table(), [*files, *source.files]
+    return Prepared(recipe, table, held_out, files)
 
 
 def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataType] | None = None) -> Source | Pictures:
@@ -207,7 +214,15 @@ def _resolved(recipe: Recipe, codec: Codec, rows: int) -> Recipe:
             kind = "bool" if column.arrow_type == "bool" else column.kind
             columns[column.name] = options.model_copy(update={"type": kind})
     train = recipe.train.model_copy(update={"batch_size": batch_size(recipe.train, rows)})
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"columns": columns}), "train": train})
+    data = recipe.data
+    found = {
+        "columns": columns,
+        "files": [file if file == STDIN else str(pathlib.Path(file).absolute()) for file in data.files],
+        "validation": data.validation
+        if isinstance(data.validation, float)
+        else str(pathlib.Path(data.validation).absolute()),
+    }
+    return recipe.model_copy(update={"data": data.model_copy(update=found), "train": train})
 
 
 def _start_from(prepared: Prepared, model: Model) -> None:
@@ -219,7 +234,7 @@ def _start_from(prepared: Prepared, model: Model) -> None:
 
 def _best(prepared: Prepared, state: State) -> Model:
     """A Model of the best weights, which the flow has now, calibrated with the density that ``score`` will compute."""
-    rows = prepared.held_out
+    rows = prepared.calibration
     if len(rows) > MAX_CALIBRATION:
         picked = np.random.default_rng(prepared.recipe.train.seed).choice(len(rows), MAX_CALIBRATION, replace=False)
         rows = rows.take(torch.from_numpy(np.sort(picked)))
@@ -242,14 +257,6 @@ def _best(prepared: Prepared, state: State) -> Model:
 
 
 def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) -> dict[str, Any]:
-    data = prepared.recipe.data
-    held_out = [data.validation] if isinstance(data.validation, str) else []
-    files = [
-        file
-        for names in (data.files, held_out)
-        if names
-        for file in _source(prepared.recipe, [name for name in names if name != STDIN]).files
-    ]
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "argv": sys.argv,
@@ -257,7 +264,7 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
         "device": str(prepared.recipe.train.device),
         "threads": torch.get_num_threads(),
         "seed": prepared.recipe.train.seed,
-        "data": [describe(file) for file in files],
+        "data": [describe(file) for file in prepared.files if file != STDIN],
         "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},
         "seconds": {"total": round(seconds, 3), "training": round(state.counters.seconds, 3)},
         "metrics": model.about,

@@ -7,7 +7,6 @@ import json
 import math
 import pathlib
 import platform
-import shutil
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +21,7 @@ from flowcli.training.progress import Evaluation
 from flowcli.training.state import State
 
 RESUME_FILE = "resume.safetensors"
+OURS = {"recipe.yaml", "run.json", "metrics.jsonl", MODEL_FILE, RESUME_FILE}  # all that a fit writes
 
 
 class Run:
@@ -36,10 +36,15 @@ class Run:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             if not force:
                 raise UsageError(f"{folder}: exists already; --force replaces it, --resume goes on with it.")
-            ours = folder.is_dir() and ((folder / MODEL_FILE).exists() or (folder / "recipe.yaml").exists())
-            if not ours:
+            if not (folder / MODEL_FILE).is_file():
                 raise UsageError(f"{folder}: is not a run folder, so --force does not replace it.")
-            shutil.rmtree(folder)
+            strangers = sorted({path.name for path in folder.iterdir()} - OURS)
+            if strangers:
+                raise UsageError(
+                    f"{folder}: holds '{strangers[0]}', which no fit wrote, so --force does not replace it."
+                )
+            for name in OURS:
+                (folder / name).unlink(missing_ok=True)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -68,10 +73,7 @@ class Run:
         about = {
             "counters": asdict(state.counters),
             "fingerprint": fingerprint,
-            "evaluations": [
-                {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
-                for evaluation in evaluations
-            ],
+            "evaluations": [_plain(evaluation) for evaluation in evaluations],
         }
         tensorfile.write(self.folder / RESUME_FILE, state.tensors(), about)
 
