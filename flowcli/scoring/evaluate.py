@@ -110,13 +110,17 @@ def ranking(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple[fl
 
 
 def _anomalous(labels: pa.ChunkedArray, name: str) -> NDArray[np.bool_]:
-    """Labels as booleans: of two values, the greater one (1, true, 'outlier' after 'inlier') is the anomaly."""
+    """Labels as booleans: of two values, the greater one (1, true, 'outlier' after 'inlier') is the anomaly. Numbers
+    in text, as a CSV has them, are numbers."""
     found = pc.unique(labels).to_pylist()
     if None in found:
         raise DataError(f"label column '{name}': has rows without a label.")
     if len(found) != 2:
         raise DataError(f"label column '{name}': needs exactly two values, such as 0 and 1; it has {len(found)}.")
-    values = sorted(found)
+    try:
+        values = sorted(found, key=float)
+    except ValueError:
+        values = sorted(found)
     return np.asarray(pc.equal(labels, pa.scalar(values[1], labels.type)))
 
 
