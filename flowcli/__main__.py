@@ -1,6 +1,6 @@
 """``python -m flowcli``."""
 
-from flowcli.cli import main
+from flowcli.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -134,7 +134,7 @@ def test_outputs_agree_across_formats(folder: Path) -> None:
     assert np.allclose(pd.read_csv(io.StringIO(texts["tsv"]), sep="\t")["log_prob"], csv["log_prob"])
     assert np.allclose(pd.read_json(io.StringIO(texts["jsonl"]), lines=True)["log_prob"], csv["log_prob"])
     succeed("score", "run", "t.csv", "-o", "scores.arrow", cwd=folder)
-    with pyarrow.ipc.open_stream(folder / "scores.arrow") as reader:
+    with pyarrow.ipc.open_file(folder / "scores.arrow") as reader:
         assert np.allclose(reader.read_all()["log_prob"].to_numpy(), csv["log_prob"])
 
 

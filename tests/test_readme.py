@@ -14,7 +14,8 @@ from command import ENVIRONMENT, succeed
 
 from flowcli.recipe import shipped
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 FEW_EPOCHS = ("-s", "train.epochs=2")
 
 
@@ -79,6 +80,12 @@ def test_the_tours_python(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", shipped.names())
 def test_every_shipped_recipe_runs(name: str, folder: Path) -> None:
+    if "image:" in shipped.path(name).read_text():
+        digits = ROOT / "sample_data" / "digits.zip"
+        succeed("fit", name, digits, "-o", "run", *FEW_EPOCHS, "-s", "flow.layers=2", cwd=folder)
+        assert len(succeed("score", "run", digits, cwd=folder).splitlines()) == 1798
+        succeed("sample", "run", "-n", "5", "--given", "label=3", "-o", "sheet.png", cwd=folder)
+        return
     succeed("fit", name, "train.parquet", "-o", "run", "-s", "data.exclude=[id]", *FEW_EPOCHS, cwd=folder)
     assert len(succeed("score", "run", "new.parquet", cwd=folder).splitlines()) == 51
     assert len(succeed("sample", "run", "-n", "5", cwd=folder).splitlines()) == 6

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -89,6 +91,20 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, _terminated)
     app(prog_name="flowcli")
+
+
+def run() -> NoReturn:
+    """:func:`main` as a process of its own, which leaves without running native libraries' destructors: threads of
+    theirs that are still winding down have been seen to abort the process, and with it the exit code."""
+    code: object = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

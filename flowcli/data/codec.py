@@ -155,7 +155,7 @@ class TableCodec(Codec):
     columns: tuple[ColumnCodec, ...]
     given: tuple[ColumnCodec, ...] = ()
 
-    POINTS: ClassVar[int] = 32  # places in each cell, unless the recipe says otherwise
+    POINTS: ClassVar[int] = 32  # places in each cell, unless the recipe says otherwise; four times that beyond two
 
     @staticmethod
     def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
@@ -217,7 +217,9 @@ class TableCodec(Codec):
 
     def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
         """Spread evenly, the same for every row; one, the middle, where nothing is discrete."""
-        yield from lattice((samples or self.POINTS) if self.discrete else 1, self.features)[:, None]
+        discrete = sum(column.discrete for column in self.modelled)
+        usual = self.POINTS if discrete <= 2 else 4 * self.POINTS
+        yield from lattice((samples or usual) if discrete else 1, self.features)[:, None]
 
     def decode(self, y: Tensor) -> pa.RecordBatch:
         """Types and levels are restored, constants put back."""

@@ -235,8 +235,8 @@ class Score(Section):
     `complexity`, for images: it less the length of the image's PNG. `auto`: `complexity` for images, else `nll`."""
     dequantization_samples: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     """Points in each cell over which the density of whole numbers, categories and pixels is averaged; time grows with
-    it. `auto`: 32, with which the probabilities of a two-column table summed to 1 within 0.003, and of eight dependent
-    `bool` columns to 0.98; 1 for images."""
+    it. `auto`: 32, with which the probabilities of a two-column table summed to 1 within 0.003; 128 beyond two such
+    columns, with which those of a mixed table of four did; 1 for images."""
 
 
 class Recipe(Section):
