@@ -119,7 +119,7 @@ def _anomalous(labels: pa.ChunkedArray, name: str) -> NDArray[np.bool_]:
         raise DataError(f"label column '{name}': needs exactly two values, such as 0 and 1; it has {len(found)}.")
     try:
         values = sorted(found, key=float)
-    except ValueError:
+    except (TypeError, ValueError):
         values = sorted(found)
     return np.asarray(pc.equal(labels, pa.scalar(values[1], labels.type)))
 
