@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,22 +17,22 @@ Direction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Coupling(Bijection):
     """Some of the columns (or channels) pass unchanged and, with the context, condition the transform of the others.
 
-    ``changed`` lists those that change; ``net`` reads the others and gives ``(n, changed, …, count)`` parameters. When
-    all change, they do so given the context alone. Both directions cost one pass of the network.
+    ``changed`` says which change: one half, or every second; ``net`` reads the others and gives
+    ``(n, changed, …, count)`` parameters. When all change, they do so given the context alone. Both directions cost one
+    pass of the network.
     """
 
-    changed: Tensor
-    kept: Tensor
-    back: Tensor
+    back: Tensor | None
 
-    def __init__(self, features: int, changed: Sequence[int], transform: Transform, net: Conditioner) -> None:
+    def __init__(self, features: int, changed: range, transform: Transform, net: Conditioner) -> None:
         super().__init__()
-        changed = list(changed)
         kept = [i for i in range(features) if i not in changed]
-        back = sorted(range(features), key=(changed + kept).__getitem__)
-        self.register_buffer("changed", torch.tensor(changed), persistent=False)
-        self.register_buffer("kept", torch.tensor(kept, dtype=torch.long), persistent=False)
-        self.register_buffer("back", torch.tensor(back), persistent=False)
+        self.changed = slice(changed.start, changed.stop, changed.step)
+        self.kept = slice(kept[0], kept[-1] + 1, changed.step) if kept else slice(0, 0)
+        self.leads = not kept or changed[0] < kept[0]
+        order = [*changed, *kept] if self.leads else [*kept, *changed]
+        back = sorted(range(features), key=order.__getitem__)
+        self.register_buffer("back", None if back == sorted(back) else torch.tensor(back), persistent=False)
         self.transform = transform
         self.net = net
 
@@ -45,7 +45,8 @@ class Coupling(Bijection):
     def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
         changed, kept = x[:, self.changed], x[:, self.kept]
         changed, log_slope = transform(changed, self.net(kept, context))
-        return torch.cat([changed, kept], 1)[:, self.back], log_slope.flatten(1).sum(1)
+        joined = torch.cat([changed, kept] if self.leads else [kept, changed], 1)
+        return joined if self.back is None else joined[:, self.back], log_slope.flatten(1).sum(1)
 
 
 class Checkerboard(Bijection):

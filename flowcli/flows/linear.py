@@ -84,16 +84,20 @@ class LU(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()
         matrix = lower @ upper if self.rotation is None else lower @ (upper @ self.rotation)
-        y = F.linear(x, matrix) if x.ndim == 2 else F.conv2d(x, matrix[:, :, None, None])
-        return y, self._log_det(x)
+        return _mixed(x, matrix), self._log_det(x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()
-        columns = y.movedim(1, 0).flatten(1)
-        half = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper, half, upper=True)
-        x = x if self.rotation is None else self.rotation.T @ x
-        return x.view(y.movedim(1, 0).shape).movedim(0, 1), -self._log_det(y)
+        identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        half = torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+        matrix = torch.linalg.solve_triangular(upper, half, upper=True)
+        matrix = matrix if self.rotation is None else self.rotation.T @ matrix
+        return _mixed(y, matrix), -self._log_det(y)
+
+
+def _mixed(x: Tensor, matrix: Tensor) -> Tensor:
+    """``matrix`` times the columns of rows, or the channels of every pixel."""
+    return F.linear(x.movedim(1, -1), matrix).movedim(-1, 1)
 
 
 class ActNorm(Bijection):

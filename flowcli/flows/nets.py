@@ -66,17 +66,19 @@ class RowNet(Conditioner):
 class ConvNet(Conditioner):
     """A conditioner of images: 3×3, 1×1 …, 3×3 convolutions (Glow, section 4), the last of which starts at zero.
 
-    The context is added to the first hidden layer, the same at every pixel.
+    The context is added to the first hidden layer, the same at every pixel. Without hidden layers one convolution is
+    left. Pixels are bounded, so it sees them as they are. The 1×1 convolutions are products with the channels of every
+    pixel, which lie together.
     """
 
     def __init__(self, kept: int, context: int, hidden: Sequence[int], changed: int, count: int) -> None:
         super().__init__()
         self.changed, self.count = changed, count
-        first, *rest = hidden
-        self.first = nn.Conv2d(kept, first, 3, padding=1)
-        self.context = nn.Linear(context, first, bias=False) if context else None
-        self.rest = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise([first, *rest]))
-        self.last = nn.Conv2d(hidden[-1], changed * count, 3, padding=1)
+        widths = [kept, *hidden]
+        self.first = nn.Conv2d(kept, hidden[0], 3, padding=1) if hidden else None
+        self.context = nn.Linear(context, widths[1], bias=False) if context and hidden else None
+        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
+        self.last = nn.Conv2d(widths[-1], changed * count, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
@@ -84,12 +86,15 @@ class ConvNet(Conditioner):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         n, _, height, width = x.shape
-        x = self.first(seen(x).contiguous(memory_format=torch.channels_last))
-        if self.context is not None and context is not None:
-            x = x + self.context(context)[:, :, None, None]
-        for layer in self.rest:
-            x = layer(F.silu(x))
-        x = self.last(F.silu(x))
+        if self.first is not None:
+            x = self.first(x)
+            if self.context is not None and context is not None:
+                x = x + self.context(context)[:, :, None, None]
+            x = F.relu(x, inplace=True).movedim(1, -1).flatten(0, 2)
+            for layer in self.rest:
+                x = F.relu(layer(x), inplace=True)
+            x = x.view(n, height, width, -1).movedim(-1, 1)
+        x = self.last(x)
         return x.view(n, self.changed, self.count, height, width).movedim(2, -1)
 
 

@@ -54,7 +54,7 @@ def realnvp(
         for i in range(layers):
             if mixing == "lu" and i:
                 stack.append(LU(features))
-            changed = range(i % 2, features, 2) if features > 1 else [0]
+            changed = range(i % 2, features, 2) if features > 1 else range(1)
             stack.append(_coupling(RowNet, features, changed, context, hidden, _transform(transform, bins)))
         return stack
     channels, height, width = shape
@@ -140,7 +140,7 @@ def _halvings(shape: Shape, levels: int | str) -> int:
 def _coupling(
     net: type[RowNet | ConvNet],
     features: int,
-    changed: Sequence[int],
+    changed: range,
     context: int,
     hidden: Sequence[int],
     transform: Transform,
@@ -151,7 +151,7 @@ def _coupling(
 
 def _split(channels: int, context: int, hidden: Sequence[int]) -> Coupling:
     """What the channels that leave are given those that stay: a Gaussian with a learned mean and scale."""
-    return _coupling(ConvNet, channels, range(channels // 2, channels), context, hidden[:1], Affine())
+    return _coupling(ConvNet, channels, range(channels // 2, channels), context, [], Affine())
 
 
 def _prior(features: int, context: int) -> list[Bijection]:
