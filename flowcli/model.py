@@ -22,7 +22,8 @@ from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.base import HALF_LOG_2PI
 from flowcli.flows.flow import Flow
 from flowcli.flows.linear import moments
-from flowcli.flows.registry import build
+from flowcli.flows.nets import ConvNet
+from flowcli.flows.registry import IMAGE_FLOWS, build
 from flowcli.recipe import Recipe, from_dict
 
 if TYPE_CHECKING:
@@ -192,14 +193,18 @@ class Model:
         given: Mapping[str, Any] | pd.DataFrame | pa.Table | None = None,
         seed: int = 0,
         temperature: float = 1.0,
+        latents: bool = False,
     ) -> pd.DataFrame:
         """``n`` new rows with the training table's columns and types; with ``given``, ``n`` for each of its rows.
+
+        ``latents`` adds what each was drawn from: a column of lists for every scale of an image flow, the finest first
+        (``latent_1`` …), or one for a table.
 
         Raises UsageError when given columns are needed and not there, or the other way round; DataError when their
         values cannot be used.
         """
-        parts = list(self.sample_batches(n, given, seed, temperature))
-        rows: pd.DataFrame = pa.Table.from_batches(parts, self.sample_schema()).to_pandas()
+        parts = list(self.sample_batches(n, given, seed, temperature, latents))
+        rows: pd.DataFrame = pa.Table.from_batches(parts, self.sample_schema(latents)).to_pandas()
         return rows
 
     @torch.no_grad()
@@ -226,10 +231,12 @@ class Model:
         assert line[0] is not None
         return self.decoded(line[0], line[1])
 
-    def sample_schema(self) -> pa.Schema:
-        """The columns that :meth:`sample` gives: those it was given, then those it draws."""
+    def sample_schema(self, latents: bool = False) -> pa.Schema:
+        """The columns that :meth:`sample` gives: those it was given, then those it draws, then the latents."""
         types = self.codec.types
-        return pa.schema([*((c.name, types[c.name]) for c in self.codec.given), *self.codec.schema])
+        sizes = self.flow.latent_sizes if latents else []
+        lists = [(f"latent_{i}", pa.list_(pa.float64(), size)) for i, size in enumerate(sizes, 1)]
+        return pa.schema([*((c.name, types[c.name]) for c in self.codec.given), *self.codec.schema, *lists])
 
     def sample_batches(
         self,
@@ -237,6 +244,7 @@ class Model:
         given: Mapping[str, Any] | pd.DataFrame | pa.Table | None = None,
         seed: int = 0,
         temperature: float = 1.0,
+        latents: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """:meth:`sample` in batches. The rows are functions of (seed, place), so fewer rows are a prefix of more.
 
@@ -244,10 +252,10 @@ class Model:
         """
         table = self._given_table(given)
         context = None if table is None else self.codec.read_given(table)
-        return self._draw(n, table, context, seed, temperature)
+        return self._draw(n, table, context, seed, temperature, self.sample_schema(latents))
 
     def _draw(
-        self, n: int, table: pa.Table | None, context: Tensor | None, seed: int, temperature: float
+        self, n: int, table: pa.Table | None, context: Tensor | None, seed: int, temperature: float, schema: pa.Schema
     ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
         like = self.flow.base.anchor
@@ -266,7 +274,10 @@ class Model:
                 else {c.name: table.column(c.name).take(pa.array(rows.numpy())) for c in self.codec.given}
             )
             arrays |= dict(zip(drawn.schema.names, drawn.columns, strict=True))
-            yield pa.Table.from_pydict(arrays).cast(self.sample_schema()).combine_chunks().to_batches()[0]
+            lists = schema.names[len(arrays) :]
+            for name, part in zip(lists, z.double().split(self.flow.latent_sizes, 1) if lists else [], strict=True):
+                arrays[name] = pa.FixedSizeListArray.from_arrays(part.reshape(-1).numpy(), part.shape[1])
+            yield pa.Table.from_pydict(arrays).cast(schema).combine_chunks().to_batches()[0]
 
     @torch.no_grad()
     def decoded(self, z: Tensor, context: Tensor | None = None) -> pa.Table:
@@ -306,7 +317,18 @@ def new_flow(recipe: Recipe, codec: Codec) -> Flow:
         flow = build(options.pop("type"), codec.features, codec.context, codec.shape, **options)
     except ValueError as error:
         raise UsageError(f"flow: {error}.") from None
-    return flow.to(getattr(torch, recipe.train.precision))
+    if recipe.train.precision == "mixed":
+        if not (codec.shape and recipe.flow.type in IMAGE_FLOWS):
+            raise UsageError("train.precision: mixed is for realnvp and glow on images.")
+        for net in flow.modules():
+            if isinstance(net, ConvNet):
+                net.mixed = True
+    return flow.to(dtype_of(recipe))
+
+
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    """What the flow's weights and rows are kept in."""
+    return torch.float64 if recipe.train.precision == "float64" else torch.float32
 
 
 def codec_from_dict(codec: Mapping[str, Any]) -> Codec:

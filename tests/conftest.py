@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pictures import make_world
 
 torch.set_num_threads(1)
 
@@ -40,3 +41,9 @@ def mixed() -> pd.DataFrame:
     return pd.DataFrame(
         {"x": x, "count": count, "site": site, "flag": rng.random(n) < 0.3, "y": y.astype("float32"), "unit": "kg"}
     )
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One set of pictures in every container, and a model of them."""
+    return make_world(tmp_path_factory.mktemp("images"))

@@ -35,6 +35,9 @@ def sample(
         tuple[str, str] | None, typer.Option(metavar="A B", help="Images from one to another, in place of draws.")
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="How many images --between gives, both ends included.")] = 8,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Also what each row was drawn from, a column for every scale.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     format: Annotated[str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -.")] = None,
     device: Annotated[
@@ -51,7 +54,7 @@ def sample(
     from flowcli.cli.formats import check_format, loaded, read_source
     from flowcli.data.gallery import is_gallery, open_gallery
     from flowcli.data.sink import check_output, open_sink
-    from flowcli.data.source import format_of
+    from flowcli.data.source import Source, format_of
     from flowcli.recipe.yaml import scalar
 
     check_format(format)
@@ -64,13 +67,16 @@ def sample(
         raise UsageError(f"{output}: is for images, and this model is of a table; name a file such as drawn.parquet.")
     if between and not images:
         raise UsageError("--between: is for images, and this model is of a table.")
-    if images and not gallery and ((format or "csv") if output == "-" else format_of(output)) not in BINARY:
+    binary = not gallery and ((format or "csv") if output == "-" else format_of(output)) in BINARY
+    if images and not gallery and not binary:
         raise UsageError("images go to a folder (-o out/), a contact sheet (-o sheet.png), or parquet or Arrow.")
+    if latents and (between or not binary):
+        raise UsageError("--latents: is for draws, and they go to parquet or Arrow.")
     pairs = [g for g in given if "=" in g and not Path(g).exists()]
     files = [g for g in given if g not in pairs]
     if pairs and files:
         raise UsageError("--given: give values or a file, not both.")
-    table = read_source(files, fitted, format).table() if files else None
+    table = Source.of(files, format, fitted.codec.text_types).table() if files else None
     text = {name for name, type_ in fitted.codec.text_types.items() if str(type_).endswith("string")}
     values = {key: value if key in text else scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
     if between:
@@ -78,8 +84,8 @@ def sample(
         schema, batches = drawn.schema, iter(drawn.to_batches())
     else:
         schema, batches = (
-            fitted.sample_schema(),
-            fitted.sample_batches(n or 0, table if files else values or None, seed, temperature),
+            fitted.sample_schema(latents),
+            fitted.sample_batches(n or 0, table if files else values or None, seed, temperature, latents),
         )
     rows = 0
     to = open_gallery(output, force) if gallery else open_sink(output, schema, format if output == "-" else None, force)

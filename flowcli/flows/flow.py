@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from flowcli.flows.base import Base
 from flowcli.flows.bijection import Bijection, Chain
+from flowcli.flows.multiscale import MultiScale
 
 
 class Flow(nn.Module):
@@ -37,6 +39,14 @@ class Flow(nn.Module):
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
         """Let every layer set what it begins from data; ``x`` are training rows in the flow's own precision."""
         self.bijection.start(x, context)
+
+    @property
+    def latent_sizes(self) -> list[int]:
+        """How many numbers of a latent row each scale has, finest first; all, where there is but one."""
+        for layer in self.bijection:
+            if isinstance(layer, MultiScale):
+                return [math.prod(shape) for shape in layer.latents]
+        return [self.base.features]
 
     def sample(
         self,

@@ -68,8 +68,10 @@ class ConvNet(Conditioner):
 
     The context is added to the first hidden layer, the same at every pixel. Without hidden layers one convolution is
     left. Pixels are bounded, so it sees them as they are. The 1×1 convolutions are products with the channels of every
-    pixel, which lie together.
+    pixel, which lie together. With ``mixed`` set, all of it is computed in bfloat16 while training.
     """
+
+    mixed = False
 
     def __init__(self, kept: int, context: int, hidden: Sequence[int], changed: int, count: int) -> None:
         super().__init__()
@@ -85,6 +87,12 @@ class ConvNet(Conditioner):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed and self.training):
+            parameters = self._pixels(x, context)
+        n, _, height, width = x.shape
+        return parameters.to(x.dtype).view(n, self.changed, self.count, height, width).movedim(2, -1)
+
+    def _pixels(self, x: Tensor, context: Tensor | None) -> Tensor:
         n, _, height, width = x.shape
         if self.first is not None:
             x = self.first(x)
@@ -94,8 +102,8 @@ class ConvNet(Conditioner):
             for layer in self.rest:
                 x = F.relu(layer(x), inplace=True)
             x = x.view(n, height, width, -1).movedim(-1, 1)
-        x = self.last(x)
-        return x.view(n, self.changed, self.count, height, width).movedim(2, -1)
+        out: Tensor = self.last(x)
+        return out
 
 
 class _MaskGradient(torch.autograd.Function):

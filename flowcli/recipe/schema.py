@@ -220,7 +220,9 @@ class Train(Section):
     """Standard deviation of Gaussian noise on the standardised training rows; regularises."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the weights' moving average, which is what is evaluated and kept. 0 turns it off."""
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64", "mixed"] = "float32"
+    """`mixed`, for image flows: float32, and bfloat16 inside the convolutions during training, which is faster on GPUs
+    that have it. Scoring and sampling are float32."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     max_time: Annotated[str, AfterValidator(_duration)] | None = None

@@ -25,7 +25,7 @@ from flowcli.data.pictures import Pictures, hold_pictures
 from flowcli.data.source import STDIN, Source
 from flowcli.data.status import MISSING, OK
 from flowcli.errors import DataError, TrainingError, UsageError
-from flowcli.model import Baseline, Model, new_flow, rows_at_once
+from flowcli.model import Baseline, Model, dtype_of, new_flow, rows_at_once
 from flowcli.recipe import Column, Image, Recipe
 from flowcli.scoring.method import ingredients
 from flowcli.training.loop import HELD_OUT, Interrupted, Trainer, batch_size
@@ -71,7 +71,7 @@ class Prepared:
         self.baseline = Baseline.of(y)
         batch = rows_at_once(self.codec.features)
         self.flow.double().start(y[:batch], None if some.context is None else some.context[:batch])
-        self.flow.to(getattr(torch, recipe.train.precision))
+        self.flow.to(dtype_of(recipe))
 
     def model(self, calibration: NDArray[np.float64], about: dict[str, Any]) -> Model:
         """A Model of the flow as it is now, calibrated on what held-out scores are made of, ``(k, rows)``."""

@@ -55,7 +55,7 @@ class Trainer:
     ) -> None:
         self.device = devices.choose(settings.device)
         self.flow, self.codec, self.rows, self.settings, self.progress = flow, codec, rows, settings, progress
-        self.dtype = getattr(torch, settings.precision)
+        self.dtype = next(flow.parameters()).dtype
         flow.to(self.device)
         fits = devices.holds(self.device, len(rows) * (codec.features + codec.context) * self.dtype.itemsize)
         self.home = self.device if fits else torch.device("cpu")
