@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pictures import make_world
+from image_cases import make_world
 
 torch.set_num_threads(1)
 

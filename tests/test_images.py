@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from command import flowcli, succeed
-from pictures import QUICK, RNG, N, encoded, pictures, pixels
+from image_cases import QUICK, RNG, N, encoded, pictures, pixels
 from PIL import Image
 
 import flowcli as package

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import flowcli, succeed
-from pictures import QUICK, RNG, encoded, pictures
+from image_cases import QUICK, RNG, encoded, pictures
 from PIL import Image
 
 import flowcli as package

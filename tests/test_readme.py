@@ -52,16 +52,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_tours_commands(folder: Path) -> None:
-    lines = "\n".join(blocks("sh"))
+    lines = "\n".join(blocks("sh")).replace("fit glow-digits", "fit glow-digits -s train.epochs=2")
+    (folder / "sample_data").symlink_to(ROOT / "sample_data")
     assert lines.count("flowcli ") > 10
     script = f'set -euo pipefail\nflowcli() {{ "{sys.executable}" -m flowcli "$@"; }}\n{lines}'
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    assert {"mine.yaml", "run", "by-site", "scores.parquet", "drawn.parquet"} <= {
-        path.name for path in folder.iterdir()
-    }
+    assert {
+        "mine.yaml",
+        "run",
+        "by-site",
+        "scores.parquet",
+        "drawn.parquet",
+        "threes.png",
+        "way.png",
+        "odd.parquet",
+    } <= {path.name for path in folder.iterdir()}
 
 
 def test_the_tours_recipes(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import succeed
+from PIL import Image
 
 FLOWS = ["planar", "radial", "realnvp-affine", "realnvp-spline", "maf-affine", "maf-spline"]
 
@@ -79,3 +81,19 @@ def test_wine_whole_way(sample_data: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(sample_data / "wine.csv").drop(columns="cultivar")
     found = learn("quickstart", frame, tmp_path)
     assert found["log_prob"] > found["diagonal_gaussian_log_prob"]
+
+
+def test_drawn_digits_are_read_as_their_class(sample_data: Path, tmp_path: Path) -> None:
+    zipped = sample_data / "digits.zip"
+    succeed("fit", "glow-digits", zipped, "-o", "run", "-s", "train.epochs=20", "-s", "train.max_time=5m", cwd=tmp_path)
+    metrics = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]
+    assert metrics["held_out_log_prob"] > metrics["held_out_gaussian_log_prob"] + 10
+    (tmp_path / "labels.csv").write_text("label\n" + "".join(f"{digit}\n" for digit in range(10)))
+    succeed("sample", "run", "-n", "30", "--given", "labels.csv", "-o", "drawn.parquet", cwd=tmp_path)
+    drawn = pd.read_parquet(tmp_path / "drawn.parquet")
+    pictures = np.stack([np.asarray(Image.open(io.BytesIO(content)), float).ravel() for content in drawn["image"]])
+    real = pd.read_parquet(sample_data / "digits.parquet")
+    digit, pixels = real.pop("digit").to_numpy(), np.minimum(16 * real.to_numpy(float), 255)
+    distance = (pictures**2).sum(1)[:, None] - 2 * pictures @ pixels.T + (pixels**2).sum(1)
+    nearest = digit[distance.argmin(1)]  # which reads 98 % of real digits
+    assert (nearest == drawn["label"].astype(int)).mean() > 0.85

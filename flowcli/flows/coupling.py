@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,27 @@ from flowcli.flows.transforms import Transform
 Direction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Coupling(Bijection):
+class _Changed(Bijection):
+    """Part of each row changes by a transform whose parameters a network gives from the rest: the same way round and
+    back."""
+
+    def __init__(self, transform: Transform, net: Conditioner) -> None:
+        super().__init__()
+        self.transform = transform
+        self.net = net
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._change(x, context, self.transform.forward)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._change(y, context, self.transform.inverse)
+
+    @abstractmethod
+    def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
+        """Rows with their part changed by ``transform``, and the log-determinant."""
+
+
+class Coupling(_Changed):
     """Some of the columns (or channels) pass unchanged and, with the context, condition the transform of the others.
 
     ``changed`` says which change: one half, or every second; ``net`` reads the others and gives
@@ -25,7 +46,7 @@ class Coupling(Bijection):
     back: Tensor | None
 
     def __init__(self, features: int, changed: range, transform: Transform, net: Conditioner) -> None:
-        super().__init__()
+        super().__init__(transform, net)
         kept = [i for i in range(features) if i not in changed]
         self.changed = slice(changed.start, changed.stop, changed.step)
         self.kept = slice(kept[0], kept[-1] + 1, changed.step) if kept else slice(0, 0)
@@ -33,14 +54,6 @@ class Coupling(Bijection):
         order = [*changed, *kept] if self.leads else [*kept, *changed]
         back = sorted(range(features), key=order.__getitem__)
         self.register_buffer("back", None if back == sorted(back) else torch.tensor(back), persistent=False)
-        self.transform = transform
-        self.net = net
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._change(x, context, self.transform.forward)
-
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._change(y, context, self.transform.inverse)
 
     def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
         changed, kept = x[:, self.changed], x[:, self.kept]
@@ -49,24 +62,16 @@ class Coupling(Bijection):
         return joined if self.back is None else joined[:, self.back], log_slope.flatten(1).sum(1)
 
 
-class Checkerboard(Bijection):
+class Checkerboard(_Changed):
     """A coupling of neighbouring pixels: those of one colour of a checkerboard change, given those of the other
     (Dinh et al. 2017, section 3.4). ``parity`` says which."""
 
     keeps: Tensor
 
     def __init__(self, height: int, width: int, parity: int, transform: Transform, net: Conditioner) -> None:
-        super().__init__()
+        super().__init__(transform, net)
         colour = torch.arange(height)[:, None] + torch.arange(width)[None, :]
         self.register_buffer("keeps", colour % 2 == parity, persistent=False)
-        self.transform = transform
-        self.net = net
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._change(x, context, self.transform.forward)
-
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._change(y, context, self.transform.inverse)
 
     def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
         zero = x.new_zeros(())
