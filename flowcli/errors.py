@@ -31,3 +31,9 @@ class ModelFileError(FlowcliError):
     """The model file is missing, damaged, or not ours."""
 
     exit_code = 5
+
+
+class GateError(FlowcliError):
+    """The result is there, and not what the user said it may be."""
+
+    exit_code = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -30,12 +31,20 @@ def score(
     alpha: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Flag rows whose p-value is at most this.")
     ] = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="Q", help="Flag as many as keep false alarms to a share Q of them."),
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Flag rows whose score is at least this.")] = None,
     method: Annotated[
         Method | None, typer.Option(help="How log-densities become scores. [default: the recipe's]")
     ] = None,
     dequantization_samples: Annotated[
         int | None, typer.Option(min=1, max=4096, metavar="K", help="Points in each cell of whole numbers and pixels.")
+    ] = None,
+    fail_over: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="RATE", help="Exit 10 when a greater share of the rows is flagged."),
     ] = None,
     only_anomalies: Annotated[bool, typer.Option("--only-anomalies", help="Write flagged rows only.")] = False,
     format: Annotated[
@@ -47,12 +56,14 @@ def score(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output file.")] = False,
 ) -> None:
     """Score rows: log-density, anomaly score (higher is odder), p-value. One row out for every row in."""
-    from flowcli.errors import UsageError
+    from flowcli.errors import GateError, UsageError
 
-    if only_anomalies and alpha is None and threshold is None:
-        raise UsageError("--only-anomalies: needs --alpha or --threshold, which say what an anomaly is.")
-    if alpha is not None and threshold is not None:
-        raise UsageError("--alpha and --threshold: give one of them.")
+    asked = [f"--{k}" for k, v in {"alpha": alpha, "fdr": fdr, "threshold": threshold}.items() if v is not None]
+    for option, given in (("--only-anomalies", only_anomalies), ("--fail-over", fail_over is not None)):
+        if given and not asked:
+            raise UsageError(f"{option}: needs --alpha, --fdr or --threshold, which say what an anomaly is.")
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)}: give one of them.")
 
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -67,7 +78,7 @@ def score(
     check_format(format)
     check_output(output, format if output == "-" else None, force)
     fitted = loaded(model, device)
-    level = Level(alpha=alpha, threshold=threshold)
+    level = Level(alpha=0.0 if fdr is not None else alpha, threshold=threshold)
     pictures = fitted.recipe.data.image is not None
     own = (FILE, IMAGE) if pictures else ()
     wanted = [name.strip() for names in keep for name in names.split(",")]
@@ -91,34 +102,66 @@ def score(
             if clash:
                 raise UsageError(f"--keep: '{sorted(clash)[0]}' is also the name of a score column; rename it.")
             columns |= dict(zip(result.schema.names, result.columns, strict=True))
-            out = pa.RecordBatch.from_pydict(columns)
-            yield out.filter(pc.fill_null(out.column("is_anomaly"), False)) if only_anomalies else out
+            yield pa.RecordBatch.from_pydict(columns)
 
-    batches = scored()
+    batches = _in_one_schema(scored())
+    if fdr is not None:
+        batches = _discoveries(batches, fdr)
     first = next(batches, None)
     if first is None:
         raise DataError(f"{', '.join(data)}: no rows.")
-    rows, anomalies, schema = 0, 0, first.schema
+    rows = anomalies = 0
     with open_sink(output, first.schema, format if output == "-" else None, force) as sink:
-        while first is not None:
-            sink.write(_in(schema, first))
-            rows += first.num_rows
-            anomalies += pc.sum(first.column("is_anomaly")).as_py() or 0 if level else 0
-            first = next(batches, None)
+        for batch in itertools.chain([first], batches):
+            rows += batch.num_rows
+            flagged = pc.fill_null(batch.column("is_anomaly"), False) if asked else None
+            anomalies += 0 if flagged is None else pc.sum(flagged).as_py() or 0
+            sink.write(batch.filter(flagged) if only_anomalies else batch)
     if output != "-":
-        console.note(f"{rows:,} rows written to {output}" + (f", {anomalies:,} anomalies" if level else ""))
+        written = anomalies if only_anomalies else rows
+        console.note(f"{written:,} rows written to {output}" + (f", {anomalies:,} anomalies" if asked else ""))
+    if fail_over is not None and anomalies > fail_over * rows:
+        raise GateError(f"{anomalies:,} of {rows:,} rows are flagged, more than a share of {fail_over:g}.")
 
 
-def _in(schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch in the schema of the first. Raises DataError when a kept column's values do not fit it."""
+def _discoveries(batches: Iterator[pa.RecordBatch], q: float) -> Iterator[pa.RecordBatch]:
+    """The batches with ``is_anomaly`` as all their p-values together decide; meanwhile they lie in a temporary file."""
+    import tempfile
+
+    import pyarrow as pa
+
+    from flowcli.scoring import FalseDiscoveries
+
+    first = next(batches, None)
+    if first is None:
+        return
+    found = FalseDiscoveries(q)
+    with tempfile.TemporaryFile() as spool:
+        with pa.ipc.new_stream(spool, first.schema) as writer:
+            for batch in itertools.chain([first], batches):
+                found.add(batch.column("p_value").to_numpy(zero_copy_only=False))
+                writer.write_batch(batch)
+        spool.seek(0)
+        level, place = found.level(), first.schema.get_field_index("is_anomaly")
+        for batch in pa.ipc.open_stream(spool):
+            score, p_value = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("score", "p_value"))
+            flags = pa.array(level.flags(score, p_value), mask=batch.column("p_value").is_null().to_numpy(False))
+            yield batch.set_column(place, "is_anomaly", flags)
+
+
+def _in_one_schema(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches in the schema of the first. Raises DataError when a kept column's values do not fit it."""
     import pyarrow as pa
 
     from flowcli.errors import DataError
 
-    columns = []
-    for field, column in zip(schema, batch.columns, strict=True):
-        try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
-        except pa.ArrowException:
-            raise DataError(f"column '{field.name}': holds {column.type} here and {field.type} before.") from None
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    schema: pa.Schema | None = None
+    for batch in batches:
+        schema = schema or batch.schema
+        columns = []
+        for field, column in zip(schema, batch.columns, strict=True):
+            try:
+                columns.append(column if column.type == field.type else column.cast(field.type))
+            except pa.ArrowException:
+                raise DataError(f"column '{field.name}': holds {column.type} here and {field.type} before.") from None
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)

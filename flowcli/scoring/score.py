@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,33 @@ def p_values(score: NDArray[np.float64], held_out: NDArray[np.float64]) -> NDArr
     finite = np.minimum(score, np.finfo(np.float64).max)
     at_least = len(held_out) - np.searchsorted(np.sort(held_out), finite, side="left")
     return np.asarray((1 + at_least) / (1 + len(held_out)), np.float64)
+
+
+class FalseDiscoveries:
+    """Which p-values to flag so that at most a share ``q`` of the flagged is expected to be normal (Benjamini &
+    Hochberg 1995), from counts of distinct p-values: there are no more of those than held-out rows.
+
+    Conformal p-values that share their held-out rows depend on each other in the way that keeps this valid (Bates et
+    al. 2023, theorem 2).
+    """
+
+    def __init__(self, q: float) -> None:
+        self.q = q
+        self.counts: Counter[float] = Counter()
+
+    def add(self, p_value: NDArray[np.float64]) -> None:
+        """Count p-values; NaN, a row without one, is no test."""
+        values, counts = np.unique(p_value[~np.isnan(p_value)], return_counts=True)
+        self.counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+    def level(self) -> Level:
+        """Flags p-values up to the greatest p with p ≤ q·#{p-values ≤ p}/#{p-values}; none, where there is no such."""
+        tests, below, alpha = self.counts.total(), 0, 0.0
+        for p in sorted(self.counts):
+            below += self.counts[p]
+            if p * tests <= self.q * below:
+                alpha = p
+        return Level(alpha=alpha)
 
 
 def final_status(rows: Rows, log_prob: NDArray[np.float64]) -> NDArray[np.int8]:
