@@ -168,6 +168,20 @@ class Model:
         y = y.to(like.device, like.dtype)
         return self.flow.log_prob(y, None if context is None else context.to(y)).double().cpu()
 
+    @torch.no_grad()
+    def round_trip_error(self, rows: Rows) -> float | None:
+        """The largest |f⁻¹(f(y)) − y| / max(1, |y|) over encoded rows y, in the flow's units; None when not finite.
+
+        It says how far the rows that :meth:`sample` draws can be from the density that :meth:`log_prob` states.
+        """
+        like = self.flow.base.anchor
+        y, _ = self.codec.encode(rows.raw, torch.full(rows.raw.shape, 0.5, dtype=torch.float64))
+        y, context = y.to(like), None if rows.context is None else rows.context.to(like)
+        z, _ = self.flow.bijection(y, context)
+        back, _ = self.flow.bijection.inverse(z, context)
+        error = float(((back - y).abs() / y.abs().clamp(min=1)).max())
+        return error if math.isfinite(error) else None
+
     def log_prob(self, frame: pd.DataFrame | pa.Table) -> NDArray[np.float64]:
         """Natural log of the density ``(n,)`` of each row, in the frame's own units.
 

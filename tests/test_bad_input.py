@@ -128,7 +128,7 @@ CASES: list[tuple[list[str], int, list[str]]] = [
     ([*FIT, "t.csv", "-s", "data.include=[x,x,y]"], USAGE, ["include", "'x' twice"]),
     ([*FIT, "t.csv", "-s", "data.given=[c,c]"], USAGE, ["given", "'c' twice"]),
     ([*FIT, "t.csv", "-s", "data.given=[c]", "-s", "data.exclude=[c]"], USAGE, ["'c'", "both"]),
-    ([*FIT, "t.csv", "-o", "absent", "--resume"], MODEL, ["resume.safetensors", "nothing to resume"]),
+    ([*FIT, "t.csv", "-o", "absent", "--resume"], MODEL, ["resume.json", "nothing to resume"]),
     ([*FIT, "t.csv", "--init-from", "junk.safetensors"], MODEL, ["junk.safetensors"]),
     # models
     (["score", "gone", "t.csv"], MODEL, ["gone", "no such file"]),

@@ -90,7 +90,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
 def test_the_run_folder(folder: Path) -> None:
     run = folder / "run"
     assert {p.name for p in run.iterdir()} == {
-        "recipe.yaml", "run.json", "metrics.jsonl", "model.safetensors", "resume.safetensors",
+        "recipe.yaml", "run.json", "metrics.jsonl", "model.safetensors", "resume-a.safetensors",
+        "resume-b.safetensors", "resume.json",
     }  # fmt: skip
     manifest = json.loads((run / "run.json").read_text())
     assert manifest["data"][0]["bytes"] == (folder / "t.parquet").stat().st_size
@@ -299,7 +300,11 @@ def test_a_signal_saves_and_resume_ends_as_if_nothing_had_been(folder: Path, num
     assert "finished already" in again.stderr
     other = flowcli(*options, "-s", "train.lr=1e-2", "-o", broken, "--resume", cwd=folder)
     assert other.returncode == 2
-    assert "another recipe or other data" in other.stderr
+    assert "another recipe or other data: train.lr was 0.005 and is 0.01" in other.stderr
+    data = flowcli(
+        *options[:2], "t.jsonl", *options[3:], "-s", "data.validation=0.2", "-o", broken, "--resume", cwd=folder
+    )
+    assert "data.validation was 0.1 and is 0.2" in data.stderr
 
 
 def test_max_time_ends_in_good_order(folder: Path) -> None:

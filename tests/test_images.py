@@ -72,11 +72,17 @@ def test_more_places_in_each_cell_tighten_the_bound(world: Path) -> None:
 def test_methods(world: Path) -> None:
     by = {
         method: pd.read_csv(io.StringIO(succeed("score", "run", "p", "--method", method, cwd=world)))
-        for method in ("auto", "nll", "typicality", "complexity")
+        for method in ("auto", "nll", "typicality", "complexity", "either")
     }
     log_prob = by["nll"]["log_prob"]
     assert np.allclose(by["nll"]["score"], -log_prob)
-    assert by["auto"]["score"].equals(by["complexity"]["score"])
+    assert by["auto"]["score"].equals(by["either"]["score"])
+    held_out = package.load(world / "run").calibration.numpy()
+    standard = [
+        (by[method]["score"] - usual.mean()) / usual.std()
+        for method, usual in (("nll", -held_out[0]), ("complexity", -held_out.sum(0)))
+    ]
+    assert np.allclose(by["either"]["score"], np.maximum(*standard))
     bits = [8 * len(package.load(world / "run").codec.decode(torch.zeros(1, 64)).column(0)[0].as_py())]
     assert bits[0] > 0
     png = -by["nll"]["log_prob"] - by["complexity"]["score"]

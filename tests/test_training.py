@@ -181,7 +181,7 @@ def test_a_stopped_fit_leaves_the_model_that_its_best_epoch_is(frame: pd.DataFra
     # Calibrated with the density that `score` computes: the held-out rows' p-values are the ranks among themselves.
     prepared = prepare(from_dict(SMALL), frame)
     assert np.array_equal(left.rows_log_prob(prepared.held_out), left.calibration[0].numpy())
-    for name in ("model.safetensors", "resume.safetensors", "metrics.jsonl", "recipe.yaml"):
+    for name in ("model.safetensors", "resume.json", "resume-a.safetensors", "metrics.jsonl", "recipe.yaml"):
         assert (tmp_path / "a" / name).exists()
 
 

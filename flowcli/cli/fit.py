@@ -50,10 +50,9 @@ def fit(
     if not dry_run and not resume and run.exists() and not force and (not run.is_dir() or any(run.iterdir())):
         raise UsageError(f"{run}: exists already; --force replaces it, --resume goes on with it.")
 
-    from flowcli import training
     from flowcli.cli.display import display
     from flowcli.model import Model
-    from flowcli.training.fit import prepare
+    from flowcli.training.fit import prepare, train
     from flowcli.training.loop import Interrupted
 
     if dry_run:
@@ -66,11 +65,10 @@ def fit(
         console.result(recipes.dump(prepared.recipe).rstrip("\n"))
         return
     start = Model.load(init_from) if init_from else None
+    prepared = prepare(checked)
     with console.Signals() as signals:
         try:
-            model = training.fit(
-                checked, run=run, progress=display(), force=force, resume=resume, init_from=start, stopped=signals.seen
-            )
+            model = train(prepared, run, display(), force, resume, start, signals.seen)
         except Interrupted:
             console.note(f"stopped; `flowcli fit … --resume -o {run}` goes on")
             sys.exit(128 + signals.number)

@@ -11,6 +11,7 @@ from flowcli.cli import console
 from flowcli.cli.app import command
 
 BINARY = ("parquet", "arrow")
+MAX_ROUND_TRIP = 1e-3
 
 
 @command()
@@ -86,6 +87,12 @@ def sample(
         schema, batches = (
             fitted.sample_schema(latents),
             fitted.sample_batches(n or 0, table if files else values or None, seed, temperature, latents),
+        )
+    error = fitted.about.get("round_trip_error", 0.0)
+    if error is None or error > MAX_ROUND_TRIP:
+        console.warn(
+            f"this model's inverse misses by {'any amount' if error is None else f'up to {error:.2g}'}, as `flowcli "
+            f"inspect` says under round trip error: its draws may not follow its density"
         )
     rows = 0
     to = open_gallery(output, force) if gallery else open_sink(output, schema, format if output == "-" else None, force)

@@ -14,7 +14,7 @@ from flowcli.cli.app import command
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Method = Literal["auto", "nll", "typicality", "complexity"]
+Method = Literal["auto", "nll", "typicality", "complexity", "either"]
 
 
 @command()

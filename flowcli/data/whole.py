@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 @contextlib.contextmanager
@@ -34,6 +34,14 @@ def write_whole(path: pathlib.Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` with :func:`whole_file`."""
     with whole_file(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sweep(folder: pathlib.Path, names: Collection[str]) -> None:
+    """Remove what :func:`whole_file` left beside ``names`` in processes that were killed."""
+    for path in folder.glob(".*.part") if folder.is_dir() else ():
+        name, _, _ = path.name[1:].removesuffix(".part").rpartition(".")
+        if name in names:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ Hidden = Annotated[list[Width], Field(min_length=1, max_length=16)]
 ColumnType = Literal["auto", "real", "integer", "category", "bool"]
 BaseName = Literal["gaussian", "uniform", "student_t", "mixture"]
 TransformName = Literal["affine", "spline"]
-MethodName = Literal["auto", "nll", "typicality", "complexity"]
+MethodName = Literal["auto", "nll", "typicality", "complexity", "either"]
 
 
 class Section(BaseModel):
@@ -234,7 +234,8 @@ class Score(Section):
 
     method: MethodName = "auto"
     """`nll`: the negative log-likelihood. `typicality`: how far it is from what it usually is, on either side.
-    `complexity`, for images: it less the length of the image's PNG. `auto`: `complexity` for images, else `nll`."""
+    `complexity`, for images: it less the length of the image's PNG. `either`, for images: the greater of `nll` and
+    `complexity`, each in standard deviations. `auto`: `either` for images, else `nll`."""
     dequantization_samples: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     """Points in each cell over which the density of whole numbers, categories and pixels is averaged; time grows with
     it. `auto`: 32, with which the probabilities of a two-column table summed to 1 within 0.003; 128 beyond two such

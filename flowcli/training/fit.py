@@ -30,14 +30,16 @@ from flowcli.recipe import Column, Image, Recipe
 from flowcli.scoring.method import ingredients
 from flowcli.training.loop import HELD_OUT, Interrupted, Trainer, batch_size
 from flowcli.training.progress import Evaluation, Progress
-from flowcli.training.run import Run, describe, versions
+from flowcli.training.run import Fingerprint, Run, describe, versions
 from flowcli.training.state import State, copy_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SAVE_SECONDS = 20.0  # between saves, at least; and saving takes at most a twentieth of the time
+SAVE_SECONDS = 20.0  # between saves, at least
+SAVE_SHARE = 0.05  # of the time is spent on saving, at most
 MAX_CALIBRATION = 100_000
+ROUND_TRIPS = 256  # held-out rows on which the inverse is measured
 MIN_ROWS = 8
 MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at most
 
@@ -97,10 +99,25 @@ def fit(
     ``run`` is a folder to write; ``resume`` goes on with the one that is there; ``init_from`` starts from a fitted
     model's weights. Raises UsageError, DataError, TrainingError or ModelFileError, with a sentence for the user.
     """
+    prepared = prepare(as_recipe(recipe, overrides), frame)
+    return train(prepared, run, progress, force, resume, init_from, stopped)
+
+
+def train(
+    prepared: Prepared,
+    run: str | pathlib.Path | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+    resume: bool = False,
+    init_from: Model | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Model:
+    """The part of :func:`fit` that comes after reading. ``stopped`` is asked often; what there is by then is saved.
+
+    Raises UsageError, TrainingError, ModelFileError, and Interrupted when ``stopped`` says so.
+    """
     progress = progress or Progress()
-    checked = as_recipe(recipe, overrides)
     began, folder = time.monotonic(), pathlib.Path(run) if run is not None else None
-    prepared = prepare(checked, frame)
     if init_from is not None:
         _start_from(prepared, init_from)
     trainer = Trainer(prepared.flow, prepared.codec, prepared.rows, prepared.held_out, prepared.recipe.train, progress)
@@ -110,13 +127,12 @@ def fit(
     record: Run | None = None
     if folder is not None and resume:
         record = Run(folder)
-        start, evaluations = record.read_state(fingerprint)
+        start, evaluations = record.read_state(fingerprint, progress.say)
         if start.counters.finished:
             progress.say(f"{folder}: is finished already; nothing to do")
             return Model.load(folder)
     elif folder is not None:
         record = Run.create(folder, force)
-        record.write_recipe(prepared.recipe)
     due = 0.0
 
     def on_evaluation(evaluation: Evaluation, state: State) -> None:
@@ -126,14 +142,15 @@ def fit(
             start = time.monotonic()
             save(record, state)
             cost = time.monotonic() - start
-            due = time.monotonic() + max(SAVE_SECONDS, 20 * cost)
+            due = time.monotonic() + max(SAVE_SECONDS, cost / SAVE_SHARE)
 
     def save(record: Run, state: State) -> Model:
         """Write all that there is at an epoch's end; return the best model so far."""
         now = copy_of(prepared.flow)
         prepared.flow.load_state_dict(state.best)
         model = _best(prepared, state)
-        record.write_model(model)
+        record.write_model(model)  # first, since it is what makes the folder a run's
+        record.write_recipe(prepared.recipe)
         prepared.flow.load_state_dict(now)
         record.write_state(state, evaluations, fingerprint)
         record.write_metrics(evaluations)
@@ -242,11 +259,13 @@ def _best(prepared: Prepared, state: State) -> Model:
     draft = prepared.model(np.zeros((1, 1)), {})
     parts = ingredients(draft, rows)
     baseline = draft.rows_log_prob(rows, draft.baseline.log_prob)
+    some = _some(prepared.held_out, ROUND_TRIPS, prepared.recipe.train.seed)
     about = {
         "rows": len(prepared.rows),
         "held_out_rows": len(prepared.held_out),
         "held_out_log_prob": _mean(parts[0]),
         "held_out_gaussian_log_prob": _mean(baseline),
+        "round_trip_error": draft.round_trip_error(some),
         "parameters": sum(p.numel() for p in prepared.flow.parameters()),
         "best_epoch": state.counters.best_epoch,
         "epochs": state.counters.epoch,
@@ -271,16 +290,24 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
     }
 
 
-def _fingerprint(prepared: Prepared) -> str:
+def _fingerprint(prepared: Prepared) -> Fingerprint:
     """What a resumed fit must share with the one it goes on with: recipe, columns and rows."""
     recipe = prepared.recipe.model_dump(mode="json")
     recipe["train"].pop("max_time")
     recipe["data"].pop("files")
-    digest = hashlib.sha256(json.dumps([recipe, prepared.codec.to_dict()], sort_keys=True).encode())
-    for rows in (prepared.rows, prepared.held_out):
+    found = {
+        f"{section}.{key}": json.dumps(value)
+        for section, options in recipe.items()
+        if isinstance(options, dict)
+        for key, value in options.items()
+    }
+    found["the codec"] = hashlib.sha256(json.dumps(prepared.codec.to_dict(), sort_keys=True).encode()).hexdigest()
+    for name, rows in (("the training rows", prepared.rows), ("the held-out rows", prepared.held_out)):
+        digest = hashlib.sha256()
         for part in (rows.raw, rows.context):
             digest.update(b"" if part is None else part.numpy().tobytes())
-    return digest.hexdigest()
+        found[name] = digest.hexdigest()
+    return found
 
 
 def _mean(log_prob: NDArray[np.float64]) -> float | None:

@@ -59,6 +59,7 @@ class Trainer:
         flow.to(self.device)
         fits = devices.holds(self.device, len(rows) * (codec.features + codec.context) * self.dtype.itemsize)
         self.home = self.device if fits else torch.device("cpu")
+        self.stopped: Callable[[], bool] = lambda: False
         self.held_out = self._encode(held_out, HELD_OUT)
         self.data: Encoded | None = None
         self.batch = batch_size(settings, len(rows))
@@ -82,9 +83,11 @@ class Trainer:
     ) -> State:
         """Train from ``start`` or from the flow as it is; leave the best weights in the flow, however it ends.
 
-        ``on_evaluation`` hears of every epoch's end; ``stopped`` is asked at every step. Raises TrainingError when the
-        numbers cannot be kept finite, Interrupted when ``stopped`` says so.
+        ``on_evaluation`` hears of every epoch's end; ``stopped`` is asked at every step, and as often while encoding
+        and evaluating. Raises TrainingError when the numbers cannot be kept finite, Interrupted when ``stopped`` says
+        so.
         """
+        self.stopped = stopped
         self.progress.begin(
             self.settings.epochs, self.steps, sum(p.numel() for p in self.parameters),
             len(self.rows), len(self.held_out.y), self.device.type,
@@ -98,7 +101,7 @@ class Trainer:
         self.began = time.monotonic() - self.counters.seconds
         try:
             while self._goes_on():
-                self.state = self._epoch(self.state, on_evaluation, stopped)
+                self.state = self._epoch(self.state, on_evaluation)
             self.state.counters.finished = True
         finally:
             self.progress.end()
@@ -114,7 +117,6 @@ class Trainer:
         self,
         last: State,
         on_evaluation: Callable[[Evaluation, State], None],
-        stopped: Callable[[], bool],
     ) -> State:
         """One epoch, and its evaluation; or ``last`` again with half the rate, when it went wrong."""
         c, began = self.counters, time.monotonic()
@@ -125,8 +127,7 @@ class Trainer:
         noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, c.epoch, 1))
         total, taken = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for i in range(self.steps):
-            if stopped():
-                raise Interrupted
+            self._poll()
             loss = self._step(data, order[i * self.batch : (i + 1) * self.batch], noise)
             if loss is None:
                 c.skipped, c.bad = c.skipped + 1, c.bad + 1
@@ -165,6 +166,10 @@ class Trainer:
         value: Tensor = loss.detach().double()
         return value
 
+    def _poll(self) -> None:
+        if self.stopped():
+            raise Interrupted
+
     def _done(self) -> float:
         """The share of the fit that is over, by steps or by time, whichever is further."""
         by_steps = self.counters.step / (self.settings.epochs * self.steps)
@@ -186,6 +191,7 @@ class Trainer:
         with torch.no_grad():
             chunk, given = rows_at_once(self.codec.features), self.held_out.context
             for i in range(0, len(self.held_out.y), chunk):
+                self._poll()
                 context = None if given is None else given[i : i + chunk].to(self.device)
                 log_probs.append(averaged(self.held_out.y[i : i + chunk].to(self.device), context).double().cpu())
         # A row without any density would make every mean −∞, and no epoch better than another.
@@ -238,6 +244,7 @@ class Trainer:
         y = torch.empty(len(rows), self.codec.features, dtype=self.dtype)
         total, chunk = 0.0, 8 * rows_at_once(self.codec.features)
         for start in range(0, len(rows), chunk):
+            self._poll()
             raw = rows.raw[start : start + chunk]
             if epoch != HELD_OUT:
                 raw = self.codec.augmented(raw, uniforms(self.settings.seed, COINS + epoch, start, len(raw), 1))

@@ -8,24 +8,28 @@ import math
 import pathlib
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import flowcli
 from flowcli import tensorfile
-from flowcli.data.whole import write_whole
+from flowcli.data.whole import sweep, write_whole
 from flowcli.errors import DataError, ModelFileError, UsageError
 from flowcli.model import MODEL_FILE, Model
 from flowcli.recipe import Recipe, dump
 from flowcli.training.progress import Evaluation
 from flowcli.training.state import State
 
-RESUME_FILE = "resume.safetensors"
-OURS = {"recipe.yaml", "run.json", "metrics.jsonl", MODEL_FILE, RESUME_FILE}  # all that a fit writes
+STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states, written in turn
+STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
+OURS = {"recipe.yaml", "run.json", "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
+
+Fingerprint = dict[str, str]  # what a resumed fit must share with the one it goes on with, by name
 
 
 class Run:
-    """A folder with ``recipe.yaml run.json metrics.jsonl model.safetensors resume.safetensors``."""
+    """A folder with ``recipe.yaml run.json metrics.jsonl model.safetensors``, and what resuming needs."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -33,6 +37,8 @@ class Run:
     @staticmethod
     def create(folder: pathlib.Path, force: bool) -> Run:
         """A new, empty run folder. Raises UsageError when something is there already, without ``force``."""
+        if folder.is_dir():
+            sweep(folder, OURS)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             if not force:
                 raise UsageError(f"{folder}: exists already; --force replaces it, --resume goes on with it.")
@@ -68,29 +74,62 @@ class Run:
         """``model.safetensors``."""
         model.save(self.folder / MODEL_FILE)
 
-    def write_state(self, state: State, evaluations: list[Evaluation], fingerprint: str) -> None:
-        """``resume.safetensors``; ``fingerprint`` says which recipe and data it belongs to."""
+    def write_state(self, state: State, evaluations: list[Evaluation], fingerprint: Fingerprint) -> None:
+        """A state in the place of the older of two, and then the manifest that makes it the newer."""
         about = {
             "counters": asdict(state.counters),
             "fingerprint": fingerprint,
             "evaluations": [_plain(evaluation) for evaluation in evaluations],
         }
-        tensorfile.write(self.folder / RESUME_FILE, state.tensors(), about)
+        before = self._states() if (self.folder / STATES_FILE).exists() else []
+        name = STATES[1] if before and before[0]["file"] == STATES[0] else STATES[0]
+        tensorfile.write(self.folder / name, state.tensors(), about)
+        states = [describe(str(self.folder / name)) | {"file": name}, *before[:1]]
+        write_whole(self.folder / STATES_FILE, json.dumps(states, indent=2) + "\n")
 
-    def read_state(self, fingerprint: str) -> tuple[State, list[Evaluation]]:
-        """What :meth:`write_state` wrote. Raises ModelFileError when it is not there or damaged, UsageError when it
-        belongs to another recipe or other data."""
-        path = self.folder / RESUME_FILE
-        if not path.exists():
-            raise ModelFileError(f"{path}: no such file, so there is nothing to resume.")
-        tensors, about = tensorfile.read(path)
-        if about["fingerprint"] != fingerprint:
-            raise UsageError(f"{self.folder}: was begun with another recipe or other data; --resume needs the same.")
-        evaluations = []
-        for entry in about["evaluations"]:
-            numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in entry.items()}
-            evaluations.append(Evaluation(**numbers))
-        return State.of(tensors, about["counters"]), evaluations
+    def read_state(self, fingerprint: Fingerprint, say: Callable[[str], None]) -> tuple[State, list[Evaluation]]:
+        """The newest state that is whole; ``say`` hears of one that is not.
+
+        Raises ModelFileError when there is none, UsageError when it belongs to another recipe or other data.
+        """
+        sweep(self.folder, OURS)
+        if not (self.folder / STATES_FILE).exists():
+            raise ModelFileError(
+                f"{self.folder / STATES_FILE}: no such file, so there is nothing to resume; --force begins anew."
+            )
+        for entry in self._states():
+            path = self.folder / entry["file"]
+            if describe(str(path)) != entry | {"file": str(path)}:
+                say(f"{path}: missing or damaged; trying the state before it")
+                continue
+            tensors, about = tensorfile.read(path)
+            theirs = about["fingerprint"]
+            for name in sorted({*theirs, *fingerprint}):
+                there, here = theirs.get(name, "not set"), fingerprint.get(name, "not set")
+                if there != here:
+                    raise UsageError(
+                        f"{self.folder}: was begun with another recipe or other data: {name} was {there} and is "
+                        f"{here}; --resume needs the same."
+                    )
+            evaluations = []
+            for line in about["evaluations"]:
+                numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in line.items()}
+                evaluations.append(Evaluation(**numbers))
+            return State.of(tensors, about["counters"]), evaluations
+        raise ModelFileError(f"{self.folder}: no state is left that is whole; --force begins anew.")
+
+    def _states(self) -> list[dict[str, Any]]:
+        """The states that the manifest lists, the newer first. Raises ModelFileError when it cannot be read."""
+        path = self.folder / STATES_FILE
+        try:
+            states = json.loads(path.read_text())
+            if [set(state) for state in states] == [{"file", "bytes", "sha256"}] * len(states) and (
+                {state["file"] for state in states} <= set(STATES)
+            ):
+                return list(states)
+        except (ValueError, TypeError):
+            pass
+        raise ModelFileError(f"{path}: damaged, so no state can be trusted; --force begins anew.")
 
 
 def _plain(evaluation: Evaluation) -> dict[str, float | None]:

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 
 import flowcli
 from flowcli.model import Model
+from flowcli.recipe import MethodName
 from flowcli.scoring import method as methods
 from flowcli.scoring.evaluate import ranking
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
-METHODS = ("nll", "typicality", "complexity", "auto")
+METHODS: tuple[MethodName, ...] = ("nll", "typicality", "complexity", "auto")
 Images = NDArray[np.uint8]
 
 
@@ -100,7 +101,9 @@ def main() -> None:
     for name, images in foreign(own, others).items():
         odd = parts(model, images)
         table[name] = {m: auroc(*(methods.score(p, model, m) for p in (normal, odd))) for m in METHODS}
-    print(f"AUROC, a Glow of {options.own}{'':<20}" + "".join(f"{m:>12}" for m in METHODS))
+    print(
+        f"AUROC, a Glow of {options.own}{'':<20}" + "".join(f"{m:>12}" for m in METHODS).replace("   auto", "default")
+    )
     for name, row in table.items():
         print(f"{name:<44}" + "".join(f"{row[m]:>12.4f}" for m in METHODS))
     manifest = json.loads((run / "run.json").read_text())
