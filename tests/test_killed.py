@@ -1,0 +1,75 @@
+"""Nothing is lost to SIGKILL: fits killed at random events end as the undisturbed one, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import ENVIRONMENT, flowcli, succeed
+
+
+def kill(trials: int) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(trials)]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True, timeout=3600)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("trials", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_any_event_a_fit_ends_as_if_nothing_had_been(trials: int) -> None:
+    found = kill(trials)
+    assert found["identical"] == trials
+    assert found["resumed"] >= 0.8 * trials
+    assert len(found["mutants"]) >= 8
+    assert not any(found["mutants"].values()), "a state is whole without this, so the test sees nothing"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{i % 7},{i * i % 11}\n" for i in range(60)))
+    succeed("fit", "quickstart", "t.csv", "-o", "run", "-s", "train.epochs=2", cwd=tmp_path)
+    return tmp_path / "run"
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def resume(run: Path) -> subprocess.CompletedProcess[str]:
+    return flowcli("fit", "quickstart", "t.csv", "-o", "run", "-s", "train.epochs=2", "--resume", cwd=run.parent)
+
+
+def test_a_damaged_state_is_named_and_the_one_before_is_used(run: Path) -> None:
+    newest = json.loads((run / "resume.json").read_text())[0]["file"]
+    model = (run / "model.safetensors").read_bytes()
+    damage(run / newest)
+    done = resume(run)
+    assert done.returncode == 0, done.stderr
+    assert f"run/{newest}: missing or damaged; trying the state before it" in done.stderr
+    assert (run / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize("files", [["resume-a.safetensors", "resume-b.safetensors"], ["resume.json"]])
+def test_with_no_state_left_a_fit_stops(run: Path, files: list[str]) -> None:
+    model = (run / "model.safetensors").read_bytes()
+    for file in files:
+        damage(run / file)
+    done = resume(run)
+    assert done.returncode == 5
+    assert "--force begins anew" in done.stderr
+    assert (run / "model.safetensors").read_bytes() == model
+
+
+def test_what_a_killed_process_left_is_swept(run: Path) -> None:
+    left = run / ".model.safetensors.0a1b2c3d.part"
+    left.write_bytes(b"half")
+    (run / ".mine.part").write_bytes(b"not ours")
+    assert resume(run).returncode == 0
+    assert not left.exists()
+    assert (run / ".mine.part").exists()
