@@ -16,8 +16,8 @@ from torch import Tensor
 
 from flowcli import tensorfile
 from flowcli.data.codec import Codec, Rows, TableCodec
-from flowcli.data.image import ImageCodec
-from flowcli.data.status import MISSING, NONFINITE, UNREADABLE, UNSEEN, VIOLATED
+from flowcli.data.image import FILE, ImageCodec
+from flowcli.data.status import MISSING, NAMES, NONFINITE, OK, UNREADABLE, VIOLATED
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.base import HALF_LOG_2PI
 from flowcli.flows.flow import Flow
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL_FILE = "model.safetensors"
-PART = 16_384  # sampled rows that share a seed
 MAX_COVARIANCE = 1024  # columns up to which the baseline knows correlations
 
 Density = Callable[[Tensor, Tensor | None], Tensor]
@@ -45,7 +44,8 @@ def rows_at_once(features: int) -> int:
 class Baseline:
     """The full-covariance Gaussian of the training rows in the codec's space: what a flow has to beat.
 
-    Beyond 1,024 columns ``covariance`` is only its diagonal, ``(features,)``.
+    Beyond 1,024 columns, or where there are fewer than two rows for each, ``covariance`` is only its diagonal,
+    ``(features,)``.
     """
 
     mean: Tensor
@@ -55,7 +55,7 @@ class Baseline:
     def of(y: Tensor) -> Baseline:
         """Moments of encoded rows ``(n, features)``; kept below 1e100, whose square is finite."""
         y = y.clamp(-1e100, 1e100)
-        if y.shape[1] > MAX_COVARIANCE:
+        if y.shape[1] > MAX_COVARIANCE or len(y) < 2 * y.shape[1]:
             return Baseline(y.mean(0), y.var(0).clamp(min=1e-12))
         return Baseline(*moments(y))
 
@@ -117,10 +117,10 @@ class Model:
                 expected = new_flow(recipe, codec).state_dict()
         except (FlowcliError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{file}: its recipe or codec is not one this flowcli knows: {error}") from None
-        d = codec.features
+        d, diagonal = codec.features, tensors.get("baseline.covariance", torch.empty(0)).ndim == 1
         shapes = {f"flow.{name}": (tensor.shape, tensor.dtype) for name, tensor in expected.items()} | {
             "baseline.mean": (torch.Size([d]), torch.float64),
-            "baseline.covariance": (torch.Size([d, d] if d <= MAX_COVARIANCE else [d]), torch.float64),
+            "baseline.covariance": (torch.Size([d] * (1 + (d <= MAX_COVARIANCE and not diagonal))), torch.float64),
         }
         calibration = tensors.pop("calibration", None)
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
@@ -131,6 +131,12 @@ class Model:
         flow.load_state_dict({name[len("flow.") :]: t for name, t in tensors.items() if name.startswith("flow.")})
         baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"])
         return Model(recipe, codec, flow.eval(), baseline, calibration, stored["about"])
+
+    @property
+    def points(self) -> int:
+        """Places in each cell that densities are averaged over, by the recipe."""
+        asked = self.recipe.score.dequantization_samples
+        return self.codec.points if asked == "auto" else asked
 
     # -- density -------------------------------------------------------------------------------------------------
 
@@ -144,9 +150,7 @@ class Model:
         cell's true mass as K grows. ``samples`` is another K than the recipe's. NaN for a row with a missing value or
         an unreadable image; −∞ where the density is zero, underflows, or a constant column differs.
         """
-        density = density or self._flow_density
-        asked = self.recipe.score.dequantization_samples
-        samples = samples or (None if asked == "auto" else asked)
+        density, samples = density or self._flow_density, samples or self.points
         chunk = rows_at_once(self.codec.features)
         out = np.empty(len(rows))
         for start in range(0, len(rows), chunk):
@@ -226,16 +230,23 @@ class Model:
         """``steps`` rows on the straight line between the latents of the two rows of ``frame``, both ends included
         (Glow, section 6). Given columns are those of ``frame``, or ``given`` for all.
 
-        Raises DataError when ``frame`` does not hold two rows that can be read.
+        Raises DataError when ``frame`` does not hold two rows that can be read, UsageError for fewer than two steps.
         """
+        if steps < 2:
+            raise UsageError(f"{steps} steps are too few; the two ends are two.")
         table, place = _table(frame), self._given_table(given) if given else None
         if place is not None:
+            self.codec.read_given(place)  # refuses what it does not know
             for name in place.column_names:
                 table = table.drop_columns(name) if name in table.column_names else table
                 table = table.append_column(name, place.column(name).take(pa.array([0] * table.num_rows)))
         rows = self.codec.read(table)
-        if len(rows) != 2 or (rows.status > UNSEEN).any():
-            raise DataError("going between needs two rows, both of which can be read.")
+        if len(rows) != 2:
+            raise DataError(f"going between needs two rows, and these are {len(rows)}.")
+        for i, status in enumerate(rows.status):
+            if status != OK:
+                name = table.column(FILE)[i].as_py() if FILE in table.column_names else f"row {i}"
+                raise DataError(f"{name}: cannot be an end to go between: {NAMES[status]}.")
         like = self.flow.base.anchor
         y, _ = self.codec.encode(rows.raw, torch.full(rows.raw.shape, 0.5, dtype=torch.float64))
         context = None if rows.context is None else rows.context.to(like)
@@ -273,12 +284,13 @@ class Model:
     ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
         like = self.flow.base.anchor
-        for part in range(-(-total // PART)):
-            start, stop = part * PART, min((part + 1) * PART, total)
+        size = rows_at_once(self.codec.features)  # rows that share a seed
+        for part in range(-(-total // size)):
+            start, stop = part * size, min((part + 1) * size, total)
             state = np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0]
             with torch.no_grad():
                 generator = torch.Generator().manual_seed(int(state) >> 1)
-                z = self.flow.base.cpu().sample(PART, generator, temperature)[: stop - start]
+                z = self.flow.base.cpu().sample(size, generator, temperature)[: stop - start]
                 self.flow.base.to(like.device)
                 rows = torch.arange(start, stop) // n
                 drawn = self.decoded(z.to(like.device), None if context is None else context[rows].to(like))

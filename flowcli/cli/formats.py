@@ -37,5 +37,5 @@ def read_source(names: Sequence[str], model: Model, format: str | None = None) -
     from flowcli.data.source import Source
 
     if model.recipe.data.image:
-        return Pictures.of(names, model.recipe.data.image.column)
+        return Pictures.of(names, model.recipe.data.image.column, format)
     return Source.of(names, format, model.codec.text_types)

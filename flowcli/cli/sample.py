@@ -73,10 +73,16 @@ def sample(
         raise UsageError("images go to a folder (-o out/), a contact sheet (-o sheet.png), or parquet or Arrow.")
     if latents and (between or not binary):
         raise UsageError("--latents: is for draws, and they go to parquet or Arrow.")
+    if between and temperature != 1:
+        raise UsageError("--temperature: is for draws, and --between draws nothing.")
     pairs = [g for g in given if "=" in g and not Path(g).exists()]
     files = [g for g in given if g not in pairs]
     if pairs and files:
         raise UsageError("--given: give values or a file, not both.")
+    names = [pair.partition("=")[0] for pair in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"--given: '{twice[0]}' is given twice; a file can have a row for each value.")
     table = Source.of(files, format, fitted.codec.text_types).table() if files else None
     text = {name for name, type_ in fitted.codec.text_types.items() if str(type_).endswith("string")}
     values = {key: value if key in text else scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}

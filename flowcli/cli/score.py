@@ -71,7 +71,9 @@ def score(
     from flowcli.cli.formats import check_format, loaded, read_source
     from flowcli.data.image import COLUMN as IMAGE
     from flowcli.data.image import FILE
+    from flowcli.data.pictures import holds_images
     from flowcli.data.sink import check_output, open_sink
+    from flowcli.data.source import format_of
     from flowcli.errors import DataError
     from flowcli.scoring import Level, score_batch
 
@@ -82,6 +84,7 @@ def score(
     pictures = fitted.recipe.data.image is not None
     own = (FILE, IMAGE) if pictures else ()
     wanted = [name.strip() for names in keep for name in names.split(",")]
+    text = ((format or "csv") if output == "-" else format_of(output)) in ("csv", "tsv", "jsonl")
 
     def scored() -> Iterator[pa.RecordBatch]:
         row = 0
@@ -96,6 +99,8 @@ def score(
                     raise DataError(f"--keep: the data has no column '{name}'.")
                 if name in ("row_id", "source"):
                     raise UsageError(f"--keep: '{name}' is also the name of a score column; rename it.")
+                if text and holds_images(batch.column(name).type):
+                    raise UsageError(f"--keep: '{name}' holds files or arrays; those go to parquet or Arrow.")
                 columns[name] = batch.column(name)
             result = score_batch(fitted, batch, level, method, dequantization_samples)
             clash = set(columns) & set(result.schema.names)
@@ -150,7 +155,8 @@ def _discoveries(batches: Iterator[pa.RecordBatch], q: float) -> Iterator[pa.Rec
 
 
 def _in_one_schema(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Batches in the schema of the first. Raises DataError when a kept column's values do not fit it."""
+    """Batches in the schema of the first, with nulls for a column that is not there. Raises DataError when a kept
+    column's values do not fit it, or it is new."""
     import pyarrow as pa
 
     from flowcli.errors import DataError
@@ -158,8 +164,13 @@ def _in_one_schema(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch
     schema: pa.Schema | None = None
     for batch in batches:
         schema = schema or batch.schema
+        extra = sorted(set(batch.schema.names) - set(schema.names))
+        if extra:
+            raise DataError(f"column '{extra[0]}': is not in the files before; name what to copy with --keep.")
         columns = []
-        for field, column in zip(schema, batch.columns, strict=True):
+        for field in schema:
+            found = field.name in batch.schema.names
+            column = batch.column(field.name) if found else pa.nulls(batch.num_rows, field.type)
             try:
                 columns.append(column if column.type == field.type else column.cast(field.type))
             except pa.ArrowException:

@@ -103,10 +103,15 @@ class Codec(ABC):
         """The flow's vectors ``(n, features)`` and log|dy/dx| ``(n,)``, float64; ``u (n, features)`` in (0, 1) says
         where in its cell each discrete value is put."""
 
+    @property
+    @abstractmethod
+    def points(self) -> int:
+        """How many places in its cell a row's density is averaged over, unless it is said otherwise."""
+
     @abstractmethod
     def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
-        """The places ``u (n or 1, features)`` in their cells over which a density is averaged; None is the codec's
-        own number of them. A row's places do not depend on the other rows."""
+        """The places ``u (n or 1, features)`` in their cells over which a density is averaged; None is
+        ``points``. A row's places do not depend on the other rows."""
 
     @abstractmethod
     def decode(self, y: Tensor) -> pa.RecordBatch:
@@ -155,7 +160,7 @@ class TableCodec(Codec):
     columns: tuple[ColumnCodec, ...]
     given: tuple[ColumnCodec, ...] = ()
 
-    POINTS: ClassVar[int] = 32  # places in each cell, unless the recipe says otherwise; four times that beyond two
+    POINTS: ClassVar[int] = 32  # places in each cell; four times that beyond two discrete columns
 
     @staticmethod
     def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
@@ -165,12 +170,12 @@ class TableCodec(Codec):
         """
         asked = [*(data.include or []), *data.exclude, *data.given, *data.columns]
         for name in asked:
-            _require(table.schema, name, "the data")
+            require(table.schema, name, "the data")
         chosen = [
             name for name in (data.include or table.column_names) if name not in data.exclude and name not in data.given
         ]
         for name in (*chosen, *data.given):
-            _refuse_holes(name, (whole or table).column(name))
+            refuse_holes(name, (whole or table).column(name))
         columns = fit_columns(chosen, table, data, whole or table)
         given = fit_columns(data.given, table, data, whole or table)
         if not any(column.width for column in columns):
@@ -215,11 +220,14 @@ class TableCodec(Codec):
         parts = [column.encode(raw[:, i], u[:, i]) for i, column in enumerate(self.modelled)]
         return torch.stack([y for y, _ in parts], 1), torch.stack([d for _, d in parts]).sum(0)
 
+    @property
+    def points(self) -> int:
+        discrete = sum(column.discrete for column in self.modelled)
+        return (self.POINTS if discrete <= 2 else 4 * self.POINTS) if discrete else 1
+
     def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
         """Spread evenly, the same for every row; one, the middle, where nothing is discrete."""
-        discrete = sum(column.discrete for column in self.modelled)
-        usual = self.POINTS if discrete <= 2 else 4 * self.POINTS
-        yield from lattice((samples or usual) if discrete else 1, self.features)[:, None]
+        yield from lattice((samples or self.points) if self.discrete else 1, self.features)[:, None]
 
     def decode(self, y: Tensor) -> pa.RecordBatch:
         """Types and levels are restored, constants put back."""
@@ -305,7 +313,8 @@ def _kind(name: str, values: pa.Array, options: Column) -> str:
     )
 
 
-def _refuse_holes(name: str, values: pa.Array | pa.ChunkedArray) -> None:
+def refuse_holes(name: str, values: pa.Array | pa.ChunkedArray) -> None:
+    """Raises DataError when a column has missing or infinite values."""
     missing = int(np.asarray(values.is_null(nan_is_null=True)).sum())
     if missing:
         raise DataError(
@@ -320,7 +329,7 @@ def _refuse_holes(name: str, values: pa.Array | pa.ChunkedArray) -> None:
 
 def _values(batch: pa.RecordBatch | pa.Table, column: ColumnCodec) -> pa.Array:
     """The column's values in the type it was fitted on."""
-    _require(batch.schema, column.name, "the data")
+    require(batch.schema, column.name, "the data")
     values = batch.column(column.name)
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -351,7 +360,8 @@ def _family(type_: pa.DataType) -> str:
     return "text" if text else str(type_)
 
 
-def _require(schema: pa.Schema, name: str, where: str) -> None:
+def require(schema: pa.Schema, name: str, where: str) -> None:
+    """Raises DataError, with the nearest name, when there is no such column."""
     if name in schema.names:
         return
     near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.6)

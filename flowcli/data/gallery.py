@@ -56,7 +56,7 @@ class _Folder:
 
 @contextlib.contextmanager
 def _folder(path: pathlib.Path) -> Iterator[_Folder]:
-    """Files 000000.png, 000001.png … written beside and then moved, in the place of such files that were there."""
+    """Files 000000.png, 000001.png … written beside and then moved, in the place of all such files that were there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -66,6 +66,9 @@ def _folder(path: pathlib.Path) -> Iterator[_Folder]:
         for i in range(sink.count):
             name = f"{i:06d}.png"
             (beside / name).replace(path / name)
+        for old in path.glob("[0-9]" * 6 + ".png"):
+            if int(old.stem) >= sink.count:
+                old.unlink()
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from flowcli.data.codec import Codec, Rows, columns_of, fit_columns
+from flowcli.data.codec import Codec, Rows, columns_of, fit_columns, refuse_holes, require
 from flowcli.data.columns import ColumnCodec
 from flowcli.data.status import UNREADABLE
-from flowcli.errors import DataError
+from flowcli.errors import DataError, UsageError
 from flowcli.recipe.schema import Data
 from flowcli.recipe.schema import Image as Options
 
 COLUMN, FILE = "image", "file"  # what the columns of image batches are called
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+MAX_WORKERS = 8  # pictures in memory at once, decoded
 MAX_PIXELS = 1 << 26  # 64 million: more is taken for a decompression bomb
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "I;16": 1}
 # Pillow's modes, and what each becomes. The later a mode stands in CHANNELS, the more it can hold; 16 bits stand apart.
@@ -62,16 +65,21 @@ class ImageCodec(Codec):
     flip: bool
     given: tuple[ColumnCodec, ...] = ()
 
-    PLACES: ClassVar[int] = 1  # in each cell, unless the recipe says otherwise
-
     @staticmethod
     def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> ImageCodec:
         """Settle the size and mode that all images of ``whole`` share, and the given columns of ``table``.
 
         Raises DataError, naming the image: it cannot be read (unless ``on_error: skip``), or has another size than the
-        first and no ``resize`` is asked for.
+        first and no ``resize`` is asked for; and when a given column is not there or has holes.
         """
         options = data.image or Options()
+        if data.include or data.exclude:
+            raise UsageError(
+                "data.include and data.exclude are for tables; data.image.column names the images' column."
+            )
+        for name in data.given:
+            require(table.schema, name, "the data")
+            refuse_holes(name, (whole or table).column(name))
         size = (options.resize[0], options.resize[1]) if options.resize else None
         mode = first = ""
         everything = whole or table
@@ -95,10 +103,12 @@ class ImageCodec(Codec):
             mode, first = wider, first or name
         if size is None or not mode:
             raise DataError("no image can be read.")
-        if 8 * (1 + (mode == "I;16")) < options.bits:
-            raise DataError(f"data.image.bits: {options.bits}, and these images have {8 * (1 + (mode == 'I;16'))}.")
+        depth = 16 if mode == "I;16" else 8
+        bits = depth if options.bits == "auto" else options.bits
+        if depth < bits:
+            raise DataError(f"data.image.bits: {bits}, and these images have {depth}.")
         return ImageCodec(
-            mode, size[1], size[0], options.bits, options.alpha, options.resize is not None, options.flip,
+            mode, size[1], size[0], bits, options.alpha, options.resize is not None, options.flip,
             fit_columns(data.given, table, data, everything),
         )  # fmt: skip
 
@@ -113,6 +123,10 @@ class ImageCodec(Codec):
     @property
     def discrete(self) -> bool:
         return True
+
+    @property
+    def points(self) -> int:
+        return 1
 
     @property
     def depth(self) -> int:
@@ -149,22 +163,31 @@ class ImageCodec(Codec):
 
     def _of_array(self, array: Pixels) -> Pixels | None:
         pixels = _channels_first(array)
-        wanted = np.uint16 if self.depth == 16 else np.uint8
-        return pixels if pixels.shape == self.shape and pixels.dtype == wanted else None
+        if pixels.shape == self.shape and pixels.dtype == (np.uint16 if self.depth == 16 else np.uint8):
+            return pixels
+        try:
+            return self._fitted(Image.fromarray(self._stored(pixels)))
+        except BROKEN:
+            return None
 
     def _decode(self, content: bytes | None) -> Pixels | None:
         try:
             with _open(content) as image:
-                mode = MODES.get(image.mode)
-                same = (image.width, image.height) == (self.width, self.height)
-                if mode is None or (mode == "I;16") != (self.mode == "I;16") or not (same or self.resize):
-                    return None
-                plain = image if self.mode == "I;16" else image.convert(self.mode)
-                if not same:
-                    plain = plain.resize((self.width, self.height), Image.Resampling.BOX)
-                array = np.asarray(plain)
+                return self._fitted(image)
         except BROKEN:
             return None
+
+    def _fitted(self, image: Image.Image) -> Pixels | None:
+        """Pixels ``(C, H, W)`` in this codec's mode and size; None for an image that has another depth, or another
+        size and may not be resized."""
+        mode = _mode(image)
+        same = image.size == (self.width, self.height)
+        if mode is None or (mode == "I;16") != (self.mode == "I;16") or not (same or self.resize):
+            return None
+        plain = image if self.mode == "I;16" else image.convert(self.mode)
+        if not same:
+            plain = plain.resize((self.width, self.height), Image.Resampling.BOX)
+        array = np.asarray(plain)
         if array.min() < 0 or array.max() >= 1 << self.depth:
             return None
         return _channels_first(array.astype(np.uint16 if self.depth == 16 else np.uint8))
@@ -189,7 +212,7 @@ class ImageCodec(Codec):
         importance-weighted bound (Burda et al. 2016).
         """
         seeds = [zlib.crc32(row.tobytes()) for row in raw.numpy()]
-        for k in range(samples or self.PLACES):
+        for k in range(samples or self.points):
             draws = (np.random.Generator(np.random.Philox(key=[seed, k])).random(self.features) for seed in seeds)
             yield torch.from_numpy(np.stack(list(draws))).clamp(2.0**-54)
 
@@ -200,17 +223,19 @@ class ImageCodec(Codec):
         raw = (v * (top + 1)).floor().clamp(0, top)
         # Spread over the stored depth so that white is white; reading it again gives the same raw value.
         stored = (raw * (2**self.depth - 1) / top).round().view(-1, *self.shape).numpy()
+        stored = stored.astype(np.uint16 if self.depth == 16 else np.uint8)
         images = [_png(self._stored(pixels)) for pixels in stored]
         return pa.RecordBatch.from_arrays([pa.array(images, pa.binary())], schema=self.schema)
 
-    def _stored(self, pixels: NDArray[Any]) -> Pixels:
-        whole: Pixels = pixels.astype(np.uint16 if self.depth == 16 else np.uint8)
-        image: Pixels = whole[0] if len(whole) == 1 else whole.transpose(1, 2, 0)
+    @staticmethod
+    def _stored(pixels: Pixels) -> Pixels:
+        """``(H, W)`` or ``(H, W, C)``, as Pillow has them."""
+        image: Pixels = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
         return image
 
     def code_length(self, raw: Tensor) -> NDArray[np.float64]:
         """Nats ``(n,)`` that a PNG of each image takes: its complexity, known without a model."""
-        images = raw.view(-1, *self.shape).numpy()
+        images = raw.view(-1, *self.shape).numpy().astype(np.uint16 if self.depth == 16 else np.uint8)
         return np.array([len(_png(self._stored(pixels))) for pixels in images]) * 8 * math.log(2)
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,12 +250,14 @@ class ImageCodec(Codec):
 
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    """The arrays of a column; files alone, where they stand beside their paths as Hugging Face's tables have them."""
+    chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    return [pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
 
 
 def _in_parallel(decode: Callable[[bytes | None], T], files: pa.Array) -> list[T]:
     """``decode`` of each file's bytes. What Pillow thinks of a file is no news to a user; a bomb is an error."""
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_WORKERS)) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return list(pool.map(decode, files.to_pylist()))
@@ -242,8 +269,9 @@ def _looks(values: pa.ChunkedArray) -> Iterator[tuple[str, tuple[int, int]] | No
         if isinstance(part, pa.FixedShapeTensorArray):
             pixels = _channels_first(part[:1].to_numpy_ndarray()[0])
             modes = {count: mode for mode, count in reversed(CHANNELS.items()) if mode != "I;16"}
-            mode = "I;16" if pixels.dtype == np.uint16 else modes[pixels.shape[0]]
-            yield from ((mode, (pixels.shape[2], pixels.shape[1])) for _ in range(len(part)))
+            mode = {np.dtype(np.uint8): modes.get(pixels.shape[0]), np.dtype(np.uint16): "I;16"}.get(pixels.dtype)
+            look = (mode, (pixels.shape[2], pixels.shape[1])) if mode else None
+            yield from (look for _ in range(len(part)))
         else:
             yield from _in_parallel(_look, part)
 
@@ -252,17 +280,25 @@ def _look(content: bytes | None) -> tuple[str, tuple[int, int]] | None:
     try:
         with _open(content) as image:
             image.load()
-            mode = MODES.get(image.mode)
+            mode = _mode(image)
             return (mode, image.size) if mode else None
     except BROKEN:
         return None
 
 
+def _mode(image: Image.Image) -> str | None:
+    """What an image becomes: transparency, however it is kept, is a channel. None for a mode that is not taken."""
+    if "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
+        return "RGBA"
+    return MODES.get(image.mode)
+
+
 def _open(content: bytes | None) -> Image.Image:
-    """A still picture of bounded size. Raises one of BROKEN."""
+    """A still picture of bounded size, the way up that its EXIF says. Raises one of BROKEN."""
     image = Image.open(io.BytesIO(content or b""), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS or getattr(image, "n_frames", 1) > 1:
         raise ValueError("too large, or not one picture")
+    ImageOps.exif_transpose(image, in_place=True)
     return image
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import glob
 import gzip
+import lzma
+import os
 import pathlib
+import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 from numpy.typing import NDArray
 
 from flowcli.data.image import COLUMN, FILE
@@ -22,24 +27,41 @@ from flowcli.errors import DataError
 LABEL = "label"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 ARRAYS = (".npz", ".npy")
-BATCH = 1024
+BATCH, BATCH_BYTES = 1024, 1 << 26  # pictures and bytes of a batch, at most, or one picture
 MAX_FILE = 1 << 28  # bytes of one picture's file; more is not read
 IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # the magic numbers of bytes in 3 and in 1 dimensions
+# All that reading one entry of a zip is known to raise; the others can still be read.
+BROKEN_ENTRY = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, OSError)
+
+Picture = tuple[str, str | None, bytes | None]  # name, label and file
 
 
 def hold_pictures(names: Sequence[str]) -> bool:
-    """Whether these names are of pictures, by their endings: folders by what is in them."""
-    suffixes = {pathlib.Path(name).suffix.lower() for path in names for name in _inside(path)}
-    return bool(suffixes & {*PICTURES, *ARRAYS, ".zip"}) or any(_is_idx(name) for name in names)
+    """Whether these names are of pictures: files by their endings and, if tables, by their columns; folders by what is
+    in them, which must be pictures and no tables."""
+    return any(_of_pictures(name) for name in names)
 
 
-def _inside(name: str) -> list[str]:
-    path = pathlib.Path(name)
-    return [p.name for p in path.rglob("*")] if path.is_dir() else [_split(name)[0]]
+def _of_pictures(name: str) -> bool:
+    path = pathlib.Path(_split(name)[0])
+    if path.is_dir():
+        endings = {p.suffix.lower() for p in path.rglob("*")}
+        return bool(endings & {*PICTURES}) and not endings & {*FORMATS}
+    if not path.exists() and (found := glob.glob(name, recursive=True)):
+        return hold_pictures(found)
+    ending = path.suffix.lower()
+    if FORMATS.get(ending) == "parquet" and path.is_file():
+        try:
+            types = pa.parquet.read_schema(path).types
+        except (pa.ArrowException, OSError):
+            return False
+        return any(holds_images(t) and not _is_binary(t) for t in types)
+    return ending in (*PICTURES, *ARRAYS, ".zip") or _is_idx(name)
 
 
 def _is_idx(name: str) -> bool:
-    return "idx" in pathlib.Path(name).name and pathlib.Path(name).suffix.lower() not in FORMATS
+    """MNIST's files are called train-images-idx3-ubyte, or with a dot for the last hyphen but one."""
+    return bool(re.search(r"idx\d", pathlib.Path(name).name)) and pathlib.Path(name).suffix.lower() not in FORMATS
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -58,9 +80,10 @@ class Pictures:
 
     files: tuple[str, ...]
     column: str | None = None
+    format: str | None = None  # of standard input
 
     @staticmethod
-    def of(names: Sequence[str], column: str | None = None) -> Pictures:
+    def of(names: Sequence[str], column: str | None = None, format: str | None = None) -> Pictures:
         """Raises DataError when a name matches nothing, or a folder has no picture in it."""
         files: list[str] = []
         for name in names:
@@ -71,19 +94,20 @@ class Pictures:
             if not found:
                 raise DataError(f"{name}: no such file.")
             files += found
-        return Pictures(tuple(files), column)
+        return Pictures(tuple(files), column, format)
 
     def batches(self) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Each file's name and a batch of it. Raises DataError when a file cannot be read or holds no pictures."""
-        single: list[tuple[str, str | None]] = []  # pictures that stand alone are read together
+        single: list[str] = []  # pictures that stand alone are read together with those beside them
         for file in self.files:
             if pathlib.Path(file).suffix.lower() in PICTURES and not pathlib.Path(file).is_dir():
-                single.append((file, _folder_of(pathlib.Path(file))))
+                single.append(file)
                 continue
+            yield from _alone(single)
+            single = []
             with reading(file):
                 yield from ((file, batch) for batch in self._reader(file)(file))
-        with reading(single[0][0] if single else ""):
-            yield from ((part[0][0], _batch(part, _read_file)) for part in _parts(single))
+        yield from _alone(single)
 
     def table(self) -> pa.Table:
         """Everything at once. Raises DataError as :meth:`batches` does, and when there is nothing."""
@@ -108,80 +132,108 @@ class Pictures:
 
     def _read_table(self, file: str) -> Iterator[pa.RecordBatch]:
         row = 0
-        for _, batch in Source.of([file]).batches():
-            fitting = [f.name for f in batch.schema if _holds_images(f.type)]
+        for _, batch in Source.of([file], self.format).batches():
+            fitting = [f.name for f in batch.schema if holds_images(f.type)]
             name = self.column or (fitting[0] if len(fitting) == 1 else "")
             if name not in fitting:
                 raise DataError(
                     f"{file}: which column holds the images? Those of a fitting type: {', '.join(fitting) or 'none'}; "
                     f"say data.image.column."
                 )
-            values = batch.column(name)
-            if pa.types.is_struct(values.type):
-                values = values.field("bytes")
             others = {n: batch.column(n) for n in batch.schema.names if n not in (name, COLUMN, FILE)}
             files = pa.array([f"{file}:{row + i}" for i in range(batch.num_rows)])
             row += batch.num_rows
-            yield pa.RecordBatch.from_pydict({FILE: files, COLUMN: values, **others})
+            yield pa.RecordBatch.from_pydict({FILE: files, COLUMN: batch.column(name), **others})
 
 
-def _holds_images(type_: pa.DataType) -> bool:
+def holds_images(type_: pa.DataType) -> bool:
+    """Whether a column of this type can hold pictures: files, files beside their paths, or arrays."""
     if pa.types.is_struct(type_):
-        return type_.get_field_index("bytes") >= 0 and _holds_images(type_.field("bytes").type)
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_)) or isinstance(
-        type_, pa.FixedShapeTensorType
-    )
+        return type_.get_field_index("bytes") >= 0 and _is_binary(type_.field("bytes").type)
+    return _is_binary(type_) or isinstance(type_, pa.FixedShapeTensorType)
 
 
-def _parts(pairs: Sequence[tuple[str, str | None]]) -> Iterator[Sequence[tuple[str, str | None]]]:
-    return (pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH))
+def _is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
 
 
-def _batch(part: Sequence[tuple[str, str | None]], read: Callable[[str], bytes | None]) -> pa.RecordBatch:
-    """A batch of encoded pictures from their names and labels."""
-    return pa.RecordBatch.from_pydict(
-        {
-            FILE: pa.array([name for name, _ in part], pa.string()),
-            COLUMN: pa.array([read(name) for name, _ in part], pa.binary()),
-            LABEL: pa.array([label for _, label in part], pa.string()),
-        }
-    )
+def _batches(pictures: Iterable[Picture]) -> Iterator[pa.RecordBatch]:
+    """Batches of encoded pictures, bounded in number and in bytes."""
+    part: list[Picture] = []
+    size = 0
+    for picture in pictures:
+        part.append(picture)
+        size += len(picture[2] or b"")
+        if len(part) == BATCH or size >= BATCH_BYTES:
+            yield _batch(part)
+            part, size = [], 0
+    if part:
+        yield _batch(part)
 
 
-def _folder_of(path: pathlib.Path) -> str | None:
-    return path.resolve().parent.name or None
+def _batch(part: Sequence[Picture]) -> pa.RecordBatch:
+    names, labels, files = zip(*part, strict=True)
+    columns = {FILE: pa.array(names), COLUMN: pa.array(files, pa.large_binary()), LABEL: pa.array(labels, pa.string())}
+    return pa.RecordBatch.from_pydict(columns)
 
 
-def _read_file(name: str) -> bytes | None:
-    path = pathlib.Path(name)
-    return path.read_bytes() if path.stat().st_size <= MAX_FILE else None
+def _alone(names: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Pictures that were named one by one."""
+    paths = [pathlib.Path(name) for name in names]
+    yield from ((names[0], batch) for batch in _batches(map(_read_file, paths)))
+
+
+def _read_file(path: pathlib.Path) -> Picture:
+    with reading(str(path)):
+        content = path.read_bytes() if path.stat().st_size <= MAX_FILE else None
+    return str(path), path.absolute().parent.name or None, content
+
+
+def _seen(parts: Iterable[str]) -> bool:
+    """Whether no part of a path is hidden, or of what macOS adds to a zip."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _read_folder(folder: str) -> Iterator[pa.RecordBatch]:
-    root = pathlib.Path(folder)
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+    """The pictures in a folder and below it, by name. Links are followed, but not round in circles; what is hidden is
+    left out."""
+    found: list[pathlib.Path] = []
+    for name, below, files in os.walk(folder, followlinks=True):
+        here = pathlib.Path(name)
+        if here.resolve() in {parent.resolve() for parent in here.absolute().parents}:
+            below.clear()
+            continue
+        below[:] = filter(lambda part: _seen([part]), below)
+        found += (here / file for file in files if _seen([file]) and pathlib.Path(file).suffix.lower() in PICTURES)
+    found = sorted(path for path in found if path.is_file())
     if not found:
         raise DataError(f"{folder}: no pictures in this folder (looked for {', '.join(PICTURES)}).")
-    pairs = [(str(p), _folder_of(p)) for p in found]
-    yield from (_batch(part, _read_file) for part in _parts(pairs))
+    yield from _batches(map(_read_file, found))
 
 
 def _read_zip(file: str) -> Iterator[pa.RecordBatch]:
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = {i.filename: i for i in archive.infolist() if pathlib.Path(i.filename).suffix.lower() in PICTURES}
+            entries = sorted((e for e in archive.infolist() if _is_picture(e)), key=lambda entry: entry.filename)
             if not entries:
                 raise DataError(f"{file}: no pictures in this zip (looked for {', '.join(PICTURES)}).")
 
-            def read(name: str) -> bytes | None:
-                entry = entries[name.removeprefix(f"{file}/")]
-                return archive.read(entry) if entry.file_size <= MAX_FILE else None
+            def read(entry: zipfile.ZipInfo) -> Picture:
+                label = pathlib.PurePosixPath(entry.filename).parent.name or pathlib.Path(file).stem
+                try:
+                    content = archive.read(entry) if entry.file_size <= MAX_FILE else None
+                except BROKEN_ENTRY:
+                    content = None
+                return f"{file}/{entry.filename}", label, content
 
-            pairs = [(f"{file}/{name}", pathlib.PurePosixPath(name).parent.name or None) for name in sorted(entries)]
-            for part in _parts(pairs):
-                yield _batch(part, read)
+            yield from _batches(map(read, entries))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError(f"{file}: cannot be read: {str(error).rstrip('.')}.") from None
+
+
+def _is_picture(entry: zipfile.ZipInfo) -> bool:
+    path = pathlib.PurePosixPath(entry.filename)
+    return path.suffix.lower() in PICTURES and not entry.is_dir() and _seen(path.parts)
 
 
 def _read_arrays(name: str) -> Iterator[pa.RecordBatch]:
@@ -203,7 +255,7 @@ def _read_arrays(name: str) -> Iterator[pa.RecordBatch]:
         )
     # x_train goes with y_train, images with labels.
     names = [wanted.replace("x", "y", 1), wanted.replace("images", "labels"), "labels", "y"]
-    labels = next((arrays[n] for n in names if n in arrays and arrays[n].shape == arrays[wanted].shape[:1]), None)
+    labels = next((arrays[n].ravel() for n in names if n in arrays and arrays[n].size == len(arrays[wanted])), None)
     yield from _array_batches(name, arrays[wanted], labels)
 
 

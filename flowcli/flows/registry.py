@@ -131,8 +131,8 @@ def _halvings(shape: Shape, levels: int | str) -> int:
     wanted = min(most, 3) if levels == "auto" else int(levels)
     if not 1 <= wanted <= most:
         raise ValueError(
-            f"images of {height}×{width} pixels can be halved {most} times, and this flow halves them {max(wanted, 1)} "
-            f"times; say flow.levels, or data.image.resize"
+            f"images of {width}×{height} pixels can be halved {most} times, and this flow halves them {max(wanted, 1)} "
+            f"times; say {'flow.levels, or ' if most else ''}data.image.resize"
         )
     return wanted
 

@@ -61,8 +61,8 @@ def _files(value: Any) -> Any:
 class Image(Section):
     """How images are read. Its presence says that the data are images."""
 
-    bits: Annotated[int, Field(ge=1, le=16)] = 8
-    """Bits of a pixel that are modelled: 8, or fewer for less detail and faster learning."""
+    bits: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = "auto"
+    """Bits of a pixel that are modelled: as many as it has (8 or 16), or fewer for less detail and faster learning."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """How far pixels are kept off 0 and 1 before the logit."""
     resize: Annotated[list[Width], Field(min_length=2, max_length=2)] | None = None

@@ -64,4 +64,4 @@ def _standard(values: Floats, held_out: Floats) -> Floats:
     """In standard deviations of ``held_out`` from its mean; as they are, where there is nothing to compare with."""
     if len(held_out) < 2:
         return values
-    return np.asarray((values - held_out.mean()) / max(held_out.std(), np.finfo(np.float64).tiny))
+    return np.asarray((values - held_out.mean()) / (held_out.std() or 1.0))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flowcli.data.codec import Rows
 from flowcli.data.image import ImageCodec
 from flowcli.data.status import MISSING, NAMES, NONFINITE, UNREADABLE
+from flowcli.errors import UsageError
 from flowcli.model import Model
 from flowcli.recipe import MethodName
 from flowcli.scoring import method as methods
@@ -98,9 +99,18 @@ def score_batch(
     ``bits_per_dim`` only for images.
 
     ``method`` and ``samples`` are other than the recipe's. A row with a missing value or an unreadable image has null
-    figures. A row of zero density has score +∞. Raises DataError when columns are missing or of another type.
+    figures. A row of zero density has score +∞. With other ``samples`` scores are another statistic than the held-out
+    rows', and there are no p-values.
+
+    Raises DataError when columns are missing or of another type, UsageError for ``alpha`` where there are no p-values.
     """
     level = level or Level()
+    comparable = samples in (None, model.points) or not model.codec.discrete
+    if level.alpha is not None and not comparable:
+        raise UsageError(
+            f"p-values compare with held-out rows that were scored with {model.points} samples in each cell, not "
+            f"{samples}; for others, fit with score.dequantization_samples={samples}."
+        )
     rows = model.codec.read(batch)
     parts = methods.ingredients(model, rows, samples)
     log_prob, score = parts[0], methods.score(parts, model, method)
@@ -110,7 +120,7 @@ def score_batch(
     columns = {
         "log_prob": pa.array(log_prob, mask=missing),
         "score": pa.array(score, mask=missing),
-        "p_value": pa.array(p_value, mask=missing),
+        "p_value": pa.array(p_value, mask=missing | (not comparable)),
         "status": pa.array(np.array(NAMES)[status], pa.string()),
     }
     if isinstance(model.codec, ImageCodec):

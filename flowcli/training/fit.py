@@ -52,6 +52,8 @@ class Prepared:
         if table.num_rows < MIN_ROWS:
             raise DataError(f"{table.num_rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
         whole = table
+        if held_out is not None and recipe.data.image:  # what holds for the pictures to learn from holds for these too
+            whole = pa.concat_tables([table, held_out], promote_options="permissive")
         if held_out is None:
             order = np.random.default_rng(recipe.train.seed).permutation(table.num_rows)
             assert isinstance(recipe.data.validation, float)
@@ -60,9 +62,9 @@ class Prepared:
                 raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
             table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
         self.codec: Codec = (ImageCodec if recipe.data.image else TableCodec).fit(table, recipe.data, whole)
-        self.rows = _usable(self.codec.read(table))
+        self.rows = _usable(self.codec.read(table), "training")
         kept_out = self.codec.read(held_out)
-        self.held_out = _usable(kept_out)
+        self.held_out = _usable(kept_out, "held-out")
         # Unseen levels and impossible values are part of what held-out rows are: p-values must know of them.
         self.calibration = kept_out.take(torch.from_numpy(np.flatnonzero(kept_out.status < MISSING)))
         self.recipe = _resolved(recipe, self.codec, len(self.rows))
@@ -208,11 +210,11 @@ def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataTyp
     return Pictures.of(names, image.column) if image else Source.of(names, types=types)
 
 
-def _usable(rows: Rows) -> Rows:
+def _usable(rows: Rows, which: str) -> Rows:
     """The rows that have a density. Raises DataError when there is none."""
     keep = torch.from_numpy(np.flatnonzero(rows.status == OK))
     if len(keep) == 0:
-        raise DataError("no row, or no held-out row, can be used: each has a missing, unseen or infinite value.")
+        raise DataError(f"no {which} row can be used: each has a missing, unseen or infinite value, or is unreadable.")
     return rows if len(keep) == len(rows) else rows.take(keep)
 
 
@@ -232,7 +234,9 @@ def _resolved(recipe: Recipe, codec: Codec, rows: int) -> Recipe:
             columns[column.name] = options.model_copy(update={"type": kind})
     train = recipe.train.model_copy(update={"batch_size": batch_size(recipe.train, rows)})
     data = recipe.data
+    image = data.image.model_copy(update={"bits": codec.bits}) if isinstance(codec, ImageCodec) and data.image else None
     found = {
+        "image": image,
         "columns": columns,
         "files": [file if file == STDIN else str(pathlib.Path(file).absolute()) for file in data.files],
         "validation": data.validation
