@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flowcli import recipe as recipes
@@ -133,6 +133,7 @@ def complaints(attempt: Callable[[], object]) -> list[str]:
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 ))  # fmt: skip
+@example({"\n": None})
 @settings(max_examples=300, deadline=None)
 def test_json_is_read_as_it_is_and_never_crashes_the_check(value: object) -> None:
     text = json.dumps(value)
