@@ -174,6 +174,7 @@ def main(trials: int, seed: int) -> dict[str, Any]:
         else:
             assert status == 0
             resumed += 1
+        assert {p.name for p in run.iterdir()} == {p.name for p in whole.iterdir()}
         identical += (run / "model.safetensors").read_bytes() == model
     mutants = {}
     places = [int(total * epoch / (last + 1)) for epoch in (best - 4, best + 2)]  # before the best epoch, and after

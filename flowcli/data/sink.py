@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from flowcli.data.source import format_of
-from flowcli.data.whole import whole_file
+from flowcli.data.whole import whole_file, writing
 from flowcli.errors import DataError, UsageError
 
 STDOUT = "-"
@@ -48,16 +48,13 @@ def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: 
         return
     check_output(output, format, force)
     path = pathlib.Path(output)
-    try:
-        with whole_file(path) as beside, beside.open("wb") as stream:
-            kind = format or format_of(output)
-            if kind == "arrow" and path.suffix.lower() != ".arrows":
-                kind = "arrow file"
-            with _writer(kind, stream, schema) as sink:
-                yield sink
-            stream.flush()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from None
+    with whole_file(path) as beside, writing(path), beside.open("wb") as stream:
+        kind = format or format_of(output)
+        if kind == "arrow" and path.suffix.lower() != ".arrows":
+            kind = "arrow file"
+        with _writer(kind, stream, schema) as sink:
+            yield sink
+        stream.flush()
 
 
 def check_output(output: str, format: str | None, force: bool) -> None:

@@ -8,31 +8,44 @@ import pathlib
 import secrets
 from collections.abc import Collection, Iterator
 
+from flowcli.errors import DataError
+
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A path to write beside ``path``; renamed onto it when the block ends well, removed when it does not.
 
     The file is fsynced before the rename and its folder after it. Its mode is what the umask gives a new file,
-    whatever mode the writer chose.
+    whatever mode the writer chose. Raises DataError, naming ``path``, when any of that fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    mode = beside.stat().st_mode
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = beside.stat().st_mode
     try:
         yield beside
-        beside.chmod(mode)
-        _sync(beside)
-        beside.replace(path)
+        with writing(path):
+            beside.chmod(mode)
+            sync(beside)
+            beside.replace(path)
+            sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
-    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path | str) -> Iterator[None]:
+    """Turns what writing can raise into a DataError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from None
 
 
 def write_whole(path: pathlib.Path, content: bytes | str) -> None:
-    """Write ``content`` to ``path`` with :func:`whole_file`."""
-    with whole_file(path) as beside:
+    """Write ``content`` to ``path`` with :func:`whole_file`. Raises DataError."""
+    with whole_file(path) as beside, writing(path):
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -44,7 +57,8 @@ def sweep(folder: pathlib.Path, names: Collection[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync(path: pathlib.Path) -> None:
+def sync(path: pathlib.Path) -> None:
+    """fsync a file, or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

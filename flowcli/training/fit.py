@@ -128,11 +128,16 @@ def train(
     evaluations: list[Evaluation] = []
     record: Run | None = None
     if folder is not None and resume:
-        record = Run(folder)
+        record = Run.going_on(folder)
         start, evaluations = record.read_state(fingerprint, progress.say)
         if start.counters.finished:
-            progress.say(f"{folder}: is finished already; nothing to do")
-            return Model.load(folder)
+            model = Model.load(record.folder)
+            if record.finished:
+                progress.say(f"{folder}: is finished already; nothing to do")
+            else:
+                record.write_manifest(_manifest(prepared, model, start, start.counters.seconds))
+            record.finish()
+            return model
     elif folder is not None:
         record = Run.create(folder, force)
     due = 0.0
@@ -154,22 +159,26 @@ def train(
         record.write_model(model)  # first, since it is what makes the folder a run's
         record.write_recipe(prepared.recipe)
         prepared.flow.load_state_dict(now)
-        record.write_state(state, evaluations, fingerprint)
         record.write_metrics(evaluations)
+        record.write_state(state, evaluations, fingerprint)
         return model
 
     try:
         state = trainer.run(start, on_evaluation, stopped)
+        prepared.flow.to("cpu")
+        if record is None:
+            return _best(prepared, state)
+        model = save(record, state)
+        record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
+        record.finish()
+        return model
     except (Interrupted, TrainingError):
         if record and trainer.state:
             save(record, trainer.state)
         raise
-    prepared.flow.to("cpu")
-    if record is None:
-        return _best(prepared, state)
-    model = save(record, state)
-    record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
-    return model
+    finally:
+        if record:
+            record.clear()
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str, overrides: Sequence[str] = ()) -> Recipe:

@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from typing import Any
 
 import flowcli
 from flowcli import tensorfile
-from flowcli.data.whole import sweep, write_whole
+from flowcli.data.whole import sweep, sync, write_whole
 from flowcli.errors import DataError, ModelFileError, UsageError
 from flowcli.model import MODEL_FILE, Model
 from flowcli.recipe import Recipe, dump
@@ -23,39 +24,95 @@ from flowcli.training.state import State
 
 STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states, written in turn
 STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
-OURS = {"recipe.yaml", "run.json", "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
+MANIFEST = "run.json"
+OURS = {"recipe.yaml", MANIFEST, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
 
 Fingerprint = dict[str, str]  # what a resumed fit must share with the one it goes on with, by name
 
 
 class Run:
-    """A folder with ``recipe.yaml run.json metrics.jsonl model.safetensors``, and what resuming needs."""
+    """A folder with ``recipe.yaml run.json metrics.jsonl model.safetensors``, and what resuming needs.
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
+    A fit that replaces a run writes beside it, and takes its place at the end: until then, and if it fails, the run
+    that was there is as it was.
+    """
+
+    def __init__(self, target: pathlib.Path, folder: pathlib.Path | None = None) -> None:
+        self.target, self.folder = target, folder or target
 
     @staticmethod
-    def create(folder: pathlib.Path, force: bool) -> Run:
-        """A new, empty run folder. Raises UsageError when something is there already, without ``force``."""
-        if folder.is_dir():
-            sweep(folder, OURS)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not force:
-                raise UsageError(f"{folder}: exists already; --force replaces it, --resume goes on with it.")
-            if not (folder / MODEL_FILE).is_file():
-                raise UsageError(f"{folder}: is not a run folder, so --force does not replace it.")
-            strangers = sorted({path.name for path in folder.iterdir()} - OURS)
-            if strangers:
-                raise UsageError(
-                    f"{folder}: holds '{strangers[0]}', which no fit wrote, so --force does not replace it."
-                )
-            for name in OURS:
-                (folder / name).unlink(missing_ok=True)
+    def create(target: pathlib.Path, force: bool) -> Run:
+        """A new, empty run folder. Raises UsageError when something is there already, without ``force``, and when it is
+        not only a run; DataError when the folder cannot be made."""
+        run = Run(target)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            run._recover()
+            if target.is_dir():
+                sweep(target, OURS)
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                if not force:
+                    raise UsageError(f"{target}: exists already; --force replaces it, --resume goes on with it.")
+                if not (target / MODEL_FILE).is_file():
+                    raise UsageError(f"{target}: is not a run folder, so --force does not replace it.")
+                strangers = sorted({path.name for path in target.iterdir()} - OURS)
+                if strangers:
+                    raise UsageError(
+                        f"{target}: holds '{strangers[0]}', which no fit wrote, so --force does not replace it."
+                    )
+                run.folder = run._beside("next")
+                shutil.rmtree(run.folder, ignore_errors=True)
+            run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{folder}: cannot be made: {error.strerror}.") from None
-        return Run(folder)
+            raise DataError(f"{target}: cannot be made: {error.strerror}.") from None
+        return run
+
+    @staticmethod
+    def going_on(target: pathlib.Path) -> Run:
+        """The run to resume: one that was to replace ``target``, or else ``target``."""
+        run = Run(target)
+        run._recover()
+        beside = run._beside("next")
+        if (beside / STATES_FILE).exists():
+            run.folder = beside
+        return run
+
+    def finish(self) -> None:
+        """Take the place of the run that was there. Raises DataError when that cannot be; it is then as it was."""
+        if self.folder == self.target:
+            return
+        before = self._beside("old")
+        try:
+            self.target.rename(before)
+            try:
+                self.folder.rename(self.target)
+            except OSError:
+                before.rename(self.target)
+                raise
+            sync(self.target.parent)
+        except OSError as error:
+            raise DataError(f"{self.target}: cannot be replaced: {error.strerror}.") from None
+        self.folder = self.target
+        shutil.rmtree(before, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove what a fit that failed left, if nothing can go on from it."""
+        if not (self.folder / STATES_FILE).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _beside(self, what: str) -> pathlib.Path:
+        return self.target.with_name(f".{self.target.name}.{what}")
+
+    def _recover(self) -> None:
+        """Put back, or clear away, what a :meth:`finish` that was killed left."""
+        before = self._beside("old")
+        if before.exists() and not self.target.exists():
+            before.rename(self.target)
+        shutil.rmtree(before, ignore_errors=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is written."""
+        return (self.folder / MANIFEST).exists()
 
     def write_recipe(self, recipe: Recipe) -> None:
         """The recipe as resolved, every default written out."""
@@ -63,7 +120,7 @@ class Run:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """``run.json``."""
-        write_whole(self.folder / "run.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
     def write_metrics(self, evaluations: list[Evaluation]) -> None:
         """``metrics.jsonl``, a line for each evaluation; numbers that are not finite are null."""
