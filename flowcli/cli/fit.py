@@ -18,7 +18,8 @@ from flowcli.cli.validate import Set
 def fit(
     recipe: Annotated[str, typer.Argument(help="A recipe's path, or a shipped recipe's name (`flowcli recipe list`).")],
     data: Annotated[
-        list[str] | None, typer.Argument(help="Parquet, CSV, JSON lines or Arrow files, globs, folders, or -.")
+        list[str] | None,
+        typer.Argument(help="Tables (parquet, CSV, JSON lines, Arrow) or images: files, globs, folders, or -."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="RUN", help="The run folder. [default: runs/RECIPE]")
