@@ -4,9 +4,12 @@ from __future__ import annotations
 
 
 class FlowcliError(Exception):
-    """A sentence for the user: where, what, and how to mend it."""
+    """Sentences for the user, one an argument: where, what, and how to mend it."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class UsageError(FlowcliError):

@@ -112,7 +112,7 @@ class Model:
         file = path / MODEL_FILE if path.is_dir() else path
         tensors, stored = tensorfile.read(file)
         try:
-            recipe, codec = from_dict(stored["recipe"]), codec_from_dict(stored["codec"])
+            recipe, codec, about = from_dict(stored["recipe"]), codec_from_dict(stored["codec"]), dict(stored["about"])
             with torch.device("meta"):
                 expected = new_flow(recipe, codec).state_dict()
         except (FlowcliError, KeyError, TypeError, ValueError) as error:
@@ -130,7 +130,7 @@ class Model:
         flow = new_flow(recipe, codec)
         flow.load_state_dict({name[len("flow.") :]: t for name, t in tensors.items() if name.startswith("flow.")})
         baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"])
-        return Model(recipe, codec, flow.eval(), baseline, calibration, stored["about"])
+        return Model(recipe, codec, flow.eval(), baseline, calibration, about)
 
     @property
     def points(self) -> int:

@@ -52,7 +52,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         table, data = _split(content)
         ours = json.loads(table.pop("__metadata__", {}).get(_KEY, "null"))
         tensors = safetensors.torch.load(content)
-    except (ValueError, KeyError, AttributeError, RecursionError, safetensors.SafetensorError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError):
         raise ModelFileError(f"{path}: not a flowcli model, or damaged.") from None
     if not isinstance(ours, dict) or not isinstance(ours.get("body"), str):
         raise ModelFileError(f"{path}: a safetensors file, but not one that flowcli wrote.")

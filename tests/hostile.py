@@ -166,7 +166,7 @@ def texts() -> Iterator[Case]:
     contents: dict[str, tuple[bytes, tuple[int, ...]]] = {
         "empty": (b"", (DATA,)), "a line break": (b"\n", (DATA,)), "only a header": (b"x,y,c\n", (DATA,)),
         "a short row": (GOOD.encode() + b"1,2\n", (DATA,)), "a long row": (GOOD.encode() + b"1,2,a,4\n", (DATA,)),
-        "a NUL": (GOOD.encode() + b"1.5,2.\0,a\n", (DATA,)), "NULs": (bytes(5000), (DATA,)),
+        "a NUL": (GOOD.encode() + b"1.5,2.\0,a\n", (FINE,)), "NULs": (bytes(5000), (DATA,)),
         "latin-1": (("x,y,c\n" + "1.5,2.5,é\n" * 40).encode("latin-1"), (DATA,)),
         "UTF-16": (GOOD.encode("utf-16"), (DATA,)),
         "a BOM": (b"\xef\xbb\xbf" + GOOD.encode(), (FINE,)),
@@ -276,8 +276,8 @@ def words() -> Iterator[Case]:
         ["sample", "run", "-n", "3", "--between", "a", "b"], ["sample", "run", "--between", "good.csv", "good.csv"],
         ["sample", "run", "-n", "3", "-o", "sheet.png"], ["sample", "run", "-n", "3", "--given", "c=a"],
         ["sample", "run", "-n", "3", "--latents"], ["sample", "run", "-n", "3", "--seed", "-1"],
-        ["evaluate"], ["evaluate", "run"], ["inspect"], ["inspect", ""], ["validate"], ["validate", ""], ["validate", long],
-        ["recipe"], ["recipe", "nope"], ["recipe", "copy", "maf-affine"], ["recipe", "copy", "maf-affine", "good.csv"],
+        ["evaluate"], ["evaluate", "run"], ["inspect"], ["validate"], ["validate", ""], ["validate", long],
+        ["recipe", "nope"], ["recipe", "copy", "maf-affine", "good.csv"],
         ["fit"], ["fit", ""], ["fit", "maf-affine"], ["fit", "maf-affine", "good.csv", "--max-time", "-5m"],
         ["fit", "maf-affine", "good.csv", "--seed", "x"], ["fit", "maf-affine", "good.csv", "-o", "good.csv", "--force"],
     ):  # fmt: skip
@@ -286,7 +286,7 @@ def words() -> Iterator[Case]:
         ["score", "run", long], ["score", long, "good.csv"], ["score", "run", "good.csv", "-o", f"{long}.csv"],
         ["fit", "maf-affine", "good.csv", "-o", long, *SMALL], ["score", "run", "good.csv", "-o", "good.csv/out.csv"],
         ["fit", "maf-affine", "good.csv", "-o", "good.csv/run", *SMALL], ["score", "run", "run"], ["score", "good.csv", "run"],
-        ["inspect", "."], ["score", "run", "/dev/null"], ["score", "run", "."], ["evaluate", "run", "good.csv", "--label", ""],
+        ["inspect", "."], ["inspect", ""], ["score", "run", "/dev/null"], ["score", "run", "."], ["evaluate", "run", "good.csv", "--label", ""],
     ):  # fmt: skip
         yield case(f"words: {' '.join(arguments)[:60]}", arguments, USAGE, DATA, MODEL)
 

@@ -124,7 +124,7 @@ def complaints(attempt: Callable[[], object]) -> list[str]:
     try:
         attempt()
     except UsageError as error:
-        return str(error).split("\n")
+        return list(error.args)
     return []
 
 

@@ -33,7 +33,7 @@ settings = Settings()
 
 def printable(text: str) -> str:
     """``text`` without control characters: a column's name must not move the cursor of a terminal."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
 
 def colors() -> bool:
@@ -76,8 +76,8 @@ def leave(error: BaseException) -> NoReturn:
         sys.exit(INTERRUPTED)
     head = _paint("error:", "1;31") if colors() else "error:"
     if isinstance(error, FlowcliError):
-        for line in str(error).split("\n"):
-            print(f"{head} {printable(line)}", file=sys.stderr)
+        for sentence in error.args:
+            print(f"{head} {printable(sentence)}", file=sys.stderr)
         sys.exit(error.exit_code)
     if isinstance(error, OSError):
         print(

@@ -305,7 +305,8 @@ def _kind(name: str, values: pa.Array, options: Column) -> str:
         return "integer"
     if pa.types.is_floating(type_):
         # Whole numbers stored as floats repeat, and a density on repeated values is infinite.
-        whole = pc.all(pc.equal(values, pc.floor(values)))
+        # Beyond 2^53 every double is whole, and says nothing.
+        whole = pc.all(pc.and_(pc.equal(values, pc.floor(values)), pc.less(pc.abs(values), 2.0**53)))
         return "integer" if whole.as_py() else "real"
     raise DataError(
         f"column '{name}': holds {values.type}, which flowcli does not model; "

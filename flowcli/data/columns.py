@@ -114,7 +114,10 @@ class Real(ColumnCodec):
             domain = "above 0" if transform == "log" else f"between {low:g} and {high:g}"
             raise DataError(f"column '{name}': transform {transform} needs values {domain}, and {bad} are not.")
         t, _ = start._transform(torch.from_numpy(x))
-        centre, scale = robust_scale(t.numpy())
+        with np.errstate(over="ignore", invalid="ignore"):
+            centre, scale = robust_scale(t.numpy())
+        if not (np.isfinite(centre) and np.isfinite(scale) and scale > 0):
+            raise DataError(f"column '{name}': spreads too far to be scaled; give it transform: asinh.")
         return Real(name, str(values.type), transform, centre, scale, low, high, unit)
 
     def _allowed(self, x: Floats) -> NDArray[np.bool_]:

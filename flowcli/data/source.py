@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import json
 import pathlib
 import shutil
 import sys
@@ -22,6 +23,8 @@ import pyarrow.parquet
 from flowcli.errors import DataError, UsageError
 
 BATCH_ROWS = 65_536
+MAX_COLUMNS = 16_384
+MAX_HEADER = 1 << 20  # bytes of a first line
 STDIN = "-"
 
 FORMATS = {
@@ -102,12 +105,18 @@ class Source:
             with reading(file):
                 if format in ("csv", "tsv"):
                     # Reading at once lets types settle over the whole file, not only its first block.
-                    with _open(file) as stream:
+                    with _open(file) as raw:
+                        _, stream = _header(raw, format)
                         part = pa.csv.read_csv(stream, **_csv_options(format, self.types or {}))
                 else:
-                    part = pa.Table.from_batches(list(_READERS[format](file, self.types or {})))
-            parts.append(part)
-            _same_columns(file, part.schema, parts[0].schema)
+                    batches = list(_READERS[format](file, self.types or {}))
+                    if not batches:
+                        continue
+                    part = pa.Table.from_batches(batches)
+                parts.append(part)
+                _same_columns(file, part.schema, parts[0].schema)
+        if not parts:
+            raise DataError(f"{', '.join(self.files)}: no rows.")
         try:
             table = pa.concat_tables(parts, promote_options="permissive")
         except pa.ArrowException as error:
@@ -146,6 +155,8 @@ def _line(error: BaseException) -> str:
 
 
 def _same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:
+    if len(schema.names) > MAX_COLUMNS:
+        raise DataError(f"{file}: has {len(schema.names):,} columns; {MAX_COLUMNS:,} is the most.")
     duplicated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if duplicated:
         raise DataError(f"{file}: two columns are called '{duplicated[0]}'.")
@@ -173,21 +184,47 @@ def _csv_options(format: str, types: Mapping[str, pa.DataType]) -> dict[str, Any
     }
 
 
-def _header(stream: IO[bytes], format: str) -> list[str]:
-    """The column names on the first line of a stream, which is not moved; none where it cannot be read alone."""
-    line = stream.peek(1 << 16).split(b"\n", 1)[0]  # type: ignore[attr-defined]
+class _Begun(io.RawIOBase):
+    """A stream of which the beginning, ``head``, was read already and is read once more."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self.head, self.stream = memoryview(head), stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.head:
+            return int(self.stream.readinto1(buffer))  # type: ignore[attr-defined]
+        n = min(len(buffer), len(self.head))
+        buffer[:n], self.head = self.head[:n], self.head[n:]
+        return n
+
+
+def _again(head: bytes, stream: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(_Begun(head, stream), 1 << 16)
+
+
+def _header(stream: IO[bytes], format: str) -> tuple[list[str], IO[bytes]]:
+    """The column names on the first line of a stream, and the stream from its beginning; no names where that line
+    cannot be read alone. Raises ArrowInvalid for more columns than a table can sensibly have."""
+    line = stream.readline(MAX_HEADER)
+    if len(line) == MAX_HEADER or line.count(b"\t" if format == "tsv" else b",") >= MAX_COLUMNS:
+        raise pa.ArrowInvalid(f"it has more than {MAX_COLUMNS:,} columns, or a first line of more than a megabyte")
     try:
-        return list(pa.csv.read_csv(io.BytesIO(line + b"\n"), **_csv_options(format, {})).column_names)
+        names = list(pa.csv.read_csv(io.BytesIO(line.rstrip(b"\r\n") + b"\n"), **_csv_options(format, {})).column_names)
     except pa.ArrowInvalid:
-        return []
+        names = []
+    return names, _again(line, stream)
 
 
 def _read_csv(format: str) -> Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]:
     def read(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        with _open(file) as stream:
+        with _open(file) as raw:
+            names, stream = _header(raw, format)
             # Columns without a type of their own stay the text they are: guessed from one block, they could break
             # in a later one, and leading zeros would be lost.
-            text = {name: pa.string() for name in _header(stream, format)} if types else {}
+            text = {name: pa.string() for name in names} if types else {}
             with pa.csv.open_csv(stream, **_csv_options(format, text | dict(types))) as reader:
                 yield from reader
 
@@ -204,12 +241,26 @@ def _spooled(stream: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _read_jsonl(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    options = pa.json.ParseOptions(
-        explicit_schema=pa.schema(list(types.items())) if types else None, unexpected_field_behavior="infer"
-    )
-    blocks = pa.json.ReadOptions(block_size=4 << 20)
-    with _open(file) as stream, pa.json.open_json(stream, blocks, options) as reader:
-        yield from reader
+    with _open(file) as raw:
+        head = raw.read(1 << 16) + raw.readline()
+        # A column that none of the first lines has is not read as one of nulls: the codec must find it missing.
+        names = {name for line in head.splitlines() if line.strip() for name in _keys(line)}
+        known = pa.schema([(name, type_) for name, type_ in types.items() if name in names])
+        options = pa.json.ParseOptions(explicit_schema=known if len(known) else None, unexpected_field_behavior="infer")
+        blocks = pa.json.ReadOptions(block_size=4 << 20)
+        with pa.json.open_json(_again(head, raw), blocks, options) as reader:
+            yield from reader
+
+
+def _keys(line: bytes) -> list[str]:
+    """The keys of a line's object. Raises ArrowInvalid when it holds none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise pa.ArrowInvalid(f"'{line[:40].decode(errors='replace')}' is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise pa.ArrowInvalid(f"'{line[:40].decode(errors='replace')}' is not a JSON object")
+    return list(row)
 
 
 def _read_arrow(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
@@ -218,10 +269,16 @@ def _read_arrow(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Reco
             seekable = _spooled(stream) if file == STDIN else contextlib.nullcontext(stream)
             with seekable as whole, pa.ipc.open_file(whole) as reader:
                 for i in range(reader.num_record_batches):
-                    yield reader.get_batch(i)
+                    yield _valid(reader.get_batch(i))
         else:
             with pa.ipc.open_stream(stream) as reader:
-                yield from reader
+                yield from map(_valid, reader)
+
+
+def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch whose offsets and lengths fit together: Arrow reads what a damaged file says, and crashes on it later."""
+    batch.validate(full=True)
+    return batch
 
 
 def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:

@@ -55,13 +55,11 @@ def check(document: Document, overrides: Sequence[str] = ()) -> Recipe:
             mistakes.setdefault((line, where), []).append(message)
         # A value that may be of several kinds is refused once for each; that is one mistake.
         sentences = [f"{where} {', or '.join(mistakes[line, where])}" for line, where in sorted(mistakes)]
-        raise UsageError("\n".join(_sentence(s) for s in sentences)) from None
+        raise UsageError(*map(_sentence, sentences)) from None
 
 
 def _sentence(text: str) -> str:
-    """One line with one mark at its end, whatever characters a key has."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return line.rstrip(".?") + ("?" if line.endswith("?") else ".")
+    return text.rstrip(".?") + ("?" if text.endswith("?") else ".")
 
 
 def _override(document: Document, override: str) -> None:

@@ -42,7 +42,8 @@ class Column(Section):
     def _bounds(self) -> Column:
         if self.transform != "none" and self.type not in ("auto", "real"):
             raise ValueError(f"transform: {self.transform} is for real columns, and this one is {self.type}")
-        if (self.transform == "logit") != (self.low is not None and self.high is not None):
+        bounds = [bound is not None for bound in (self.low, self.high)]
+        if (self.transform == "logit") != all(bounds) or any(bounds) != all(bounds):
             raise ValueError("low and high go together with transform: logit")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError("low must be below high")
