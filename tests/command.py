@@ -1,7 +1,9 @@
-"""Run the real command line in a process of its own."""
+"""Run the command line in a process of its own."""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -10,20 +12,26 @@ from pathlib import Path
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("FLOWCLI_")} | {"OMP_NUM_THREADS": "1"}
 
 
+@functools.cache
+def _zygote() -> subprocess.Popen[str]:
+    """What a command imports takes seconds, so each is forked from one process that has it. It ends with this one."""
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("zygote.py"))]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
 def flowcli(
     *arguments: object, cwd: Path | None = None, stdin: bytes | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The finished process, with stdout and stderr as text. Standard input is empty unless given."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flowcli", *map(str, arguments)],
-        cwd=cwd,
-        input=stdin or b"",
-        capture_output=True,
-        env=ENVIRONMENT,
-        timeout=300,
-    )
-    out, err = done.stdout.decode(), done.stderr.decode()
-    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+    zygote, words = _zygote(), list(map(str, arguments))
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    request = {"arguments": words, "cwd": str(cwd or Path.cwd()), "stdin": (stdin or b"").hex()}
+    zygote.stdin.write(json.dumps(request) + "\n")
+    zygote.stdin.flush()
+    answer = json.loads(zygote.stdout.readline())
+    out = bytes.fromhex(answer["out"]).decode()
+    return subprocess.CompletedProcess(["flowcli", *words], answer["code"], out, answer["err"])
 
 
 def succeed(*arguments: object, cwd: Path | None = None, stdin: bytes | None = None) -> str:

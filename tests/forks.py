@@ -1,6 +1,6 @@
 """The command line in processes forked from one that has imported everything: hundreds of them in a minute.
 
-Only for programs of their own (:mod:`kill`, :mod:`faults`, :mod:`hostile`), which do not compute anything themselves.
+Only for programs of their own (:mod:`zygote`, :mod:`faults`, :mod:`hostile`), which do not compute anything themselves.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ class Run:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _beside(self, what: str) -> pathlib.Path:
-        return self.target.with_name(f".{self.target.name}.{what}")
+        here = self.target.absolute()
+        return here.parent / f".{here.name}.{what}"
 
     def _recover(self) -> None:
         """Put back, or clear away, what a :meth:`finish` that was killed left."""
