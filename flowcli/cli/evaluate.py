@@ -23,7 +23,10 @@ def evaluate(
     ] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Measure a model on a table: log-likelihood, bits per dimension, a Gaussian beside it, AUROC with labels."""
+    """Measure a model on data.
+
+    Log-likelihood, bits per dimension, a Gaussian beside it, and AUROC with labels.
+    """
     import json
     import math
     from dataclasses import asdict

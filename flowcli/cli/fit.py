@@ -36,7 +36,10 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing run folder.")] = False,
 ) -> None:
-    """Fit a recipe to data and write a run folder; its path is printed on stdout."""
+    """Fit a recipe to data and write a run folder.
+
+    The folder's path is printed on stdout.
+    """
     from flowcli import recipe as recipes
     from flowcli.errors import UsageError
 

@@ -15,7 +15,10 @@ def inspect_(
     model: Annotated[str, typer.Argument(help="A run folder or a model file.")],
     json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Say what a model is: its recipe, its columns, what it was fitted on and how well."""
+    """Say what a model is.
+
+    Its recipe, its columns, what it was fitted on and how well.
+    """
     import json
 
     from flowcli.data.codec import TableCodec

@@ -46,7 +46,10 @@ def sample(
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output file.")] = False,
 ) -> None:
-    """Draw new rows, with the training table's columns and types."""
+    """Draw new rows, or images.
+
+    Rows have the training table's columns and types.
+    """
     from flowcli.errors import UsageError
 
     if (n is None) == (between is None):

@@ -55,7 +55,10 @@ def score(
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output file.")] = False,
 ) -> None:
-    """Score rows: log-density, anomaly score (higher is odder), p-value. One row out for every row in."""
+    """Score rows: how likely, how odd, p-values.
+
+    One row out for every row in: its log-density, its anomaly score (higher is odder), its p-value.
+    """
     from flowcli.errors import GateError, UsageError
 
     asked = [f"--{k}" for k, v in {"alpha": alpha, "fdr": fdr, "threshold": threshold}.items() if v is not None]

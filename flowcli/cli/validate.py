@@ -17,7 +17,10 @@ def validate(
     recipe: Annotated[str, typer.Argument(help="A recipe's path, or a shipped recipe's name.")],
     set_: Set = [],  # noqa: B006
 ) -> None:
-    """Check a recipe: every mistake at once, each as file:line:column with the nearest right word."""
+    """Check a recipe: every mistake at once.
+
+    Each as file:line:column, with the nearest right word.
+    """
     from flowcli.recipe import load, shipped
 
     load(recipe, set_)
