@@ -84,6 +84,23 @@ def test_p_values_are_uniform_on_new_rows(sample_data: Path) -> None:
     assert distance < 1.63 * np.sqrt(1 / len(p) + 1 / 750)  # two-sample Kolmogorov–Smirnov at 1 %
 
 
+@pytest.mark.parametrize("name", ["breast_cancer.csv", "wine.csv", "digits.parquet"])
+def test_p_values_are_uniform_on_new_rows_of_real_tables(sample_data: Path, name: str) -> None:
+    path = sample_data / name
+    frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    frame = frame.drop(columns=[c for c in ("diagnosis", "cultivar", "digit") if c in frame])
+    frame = frame.sample(frac=1, random_state=1).reset_index(drop=True)
+    known, new = frame.iloc[: len(frame) * 2 // 3], frame.iloc[len(frame) * 2 // 3 :]
+    recipe = SMALL | {"data": {"validation": 0.5}, "score": {"dequantization_samples": 1}}
+    model = flowcli.fit(recipe, known)
+    scores = model.score(new, alpha=0.01)
+    n, m = len(new), model.calibration.shape[1]
+    p = np.sort(scores["p_value"])
+    distance = np.abs(p - np.arange(1, n + 1) / n).max()
+    assert distance < 1.63 * np.sqrt(1 / n + 1 / m)  # two-sample Kolmogorov–Smirnov at 1 %
+    assert scores["is_anomaly"].sum() <= 0.01 * n + 3 * np.sqrt(0.01 * n * (1 + n / m))
+
+
 def test_evaluate_agrees_with_score_and_with_numpy(model: Model, mixed: pd.DataFrame) -> None:
     table = pa.Table.from_pandas(mixed)
     found = evaluate(model, table.to_batches(max_chunksize=400))
