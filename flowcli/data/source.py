@@ -282,12 +282,13 @@ def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    # Without pre_buffer, which keeps all that was read until the file is closed.
     if file != STDIN:
-        with pa.parquet.ParquetFile(file) as reader:
+        with pa.parquet.ParquetFile(file, pre_buffer=False) as reader:
             yield from reader.iter_batches(BATCH_ROWS)
         return
     with _spooled(sys.stdin.buffer) as spool:
-        yield from pa.parquet.ParquetFile(spool).iter_batches(BATCH_ROWS)
+        yield from pa.parquet.ParquetFile(spool, pre_buffer=False).iter_batches(BATCH_ROWS)
 
 
 _READERS: dict[str, Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]] = {
