@@ -73,3 +73,16 @@ def test_what_a_killed_process_left_is_swept(run: Path) -> None:
     assert resume(run).returncode == 0
     assert not left.exists()
     assert (run / ".mine.part").exists()
+
+
+def test_a_run_that_is_replaced_is_there_until_the_end(run: Path) -> None:
+    link, model = run.parent / "link", (run / "model.safetensors").read_bytes()
+    link.symlink_to(run)
+    fit = ("fit", "quickstart", "t.csv", "-o", "link", "--force", "-s", "train.epochs=2", "-s", "train.seed=1")
+    failed = flowcli(*fit, "-s", "train.device=cuda", cwd=run.parent)
+    assert failed.returncode == 2
+    assert (run / "model.safetensors").read_bytes() == model
+    succeed(*fit, cwd=run.parent)
+    assert link.is_symlink()
+    assert (run / "model.safetensors").read_bytes() != model
+    assert sorted(p.name for p in run.parent.iterdir()) == ["link", "run", "t.csv"]

@@ -37,8 +37,9 @@ class Run:
     that was there is as it was.
     """
 
-    def __init__(self, target: pathlib.Path, folder: pathlib.Path | None = None) -> None:
-        self.target, self.folder = target, folder or target
+    def __init__(self, target: pathlib.Path) -> None:
+        # What a link points to is what is replaced, and the link stays.
+        self.target = self.folder = target.resolve() if target.is_symlink() else target
 
     @staticmethod
     def create(target: pathlib.Path, force: bool) -> Run:
@@ -59,6 +60,8 @@ class Run:
                     raise UsageError(
                         f"{target}: holds '{strangers[0]}', which no fit wrote, so --force does not replace it."
                     )
+                if target.is_mount():
+                    raise UsageError(f"{target}: is a mount point, which cannot be replaced; name a folder in it.")
                 run.folder = run._beside("next")
                 shutil.rmtree(run.folder, ignore_errors=True)
             run.folder.mkdir(parents=True, exist_ok=True)
