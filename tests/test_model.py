@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
+from command import flowcli as flowcli_command
 
 import flowcli
 from flowcli import tensorfile
@@ -297,3 +299,18 @@ def test_a_frame_needs_no_files_of_the_recipe(tmp_path: Path) -> None:
               "train": {"epochs": 1}}  # fmt: skip
     flowcli.fit(recipe, frame, run=tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == []
+
+
+@pytest.mark.parametrize(("error", "words"), [(0.5, "misses by up to 0.5"), (None, "misses by any amount"), (1e-6, "")])
+def test_an_inverse_that_misses_is_said_before_its_draws_are_used(
+    model: Model, tmp_path: Path, error: float | None, words: str
+) -> None:
+    measured = model.about["round_trip_error"]
+    assert 0 < measured < 1e-3
+    wrong = dataclasses.replace(model, about=model.about | {"round_trip_error": error})
+    wrong.save(tmp_path / "m.safetensors")
+    done = flowcli_command("sample", "m.safetensors", "-n", "3", cwd=tmp_path)
+    assert done.returncode == 0
+    assert words in done.stderr
+    assert ("warning" in done.stderr) == bool(words)
+    assert "round trip error" in flowcli_command("inspect", "m.safetensors", cwd=tmp_path).stdout

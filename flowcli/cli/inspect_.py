@@ -37,7 +37,7 @@ def inspect_(
     flow = fitted.recipe.flow.model_dump()
     console.result(f"flow      {flow.pop('type')}: " + ", ".join(f"{k} {v}" for k, v in flow.items()))
     for key, value in fitted.about.items():
-        console.result(f"{key.replace('_', ' '):<27} {value:,.6g}" if value is not None else f"{key} -")
+        console.result(f"{key.replace('_', ' '):<27} {'not finite' if value is None else f'{value:,.6g}'}")
     console.result(f"{'calibration rows':<27} {fitted.calibration.shape[1]:,}")
     modelled = fitted.codec.columns if isinstance(fitted.codec, TableCodec) else ()
     if not modelled:
