@@ -1,11 +1,12 @@
 """Fits that are killed at an event and resumed, in processes forked from this one, which only watches.
 
-    python tests/kill.py TRIALS [SEED]
+    python tests/kill.py TRIALS [SEED] [stream]
 
 Events are what a fit does to the world and to itself: every step, write, fsync and rename, in order. Killing by the
 clock would mostly hit before the first save and prove nothing. Prints JSON: of ``trials``, how many ``resumed`` from a
 state and how many ended ``identical`` to the undisturbed fit, byte for byte; and for every item that a state holds,
-under ``mutants``, whether a resume without it also ended identical, which it must not.
+under ``mutants``, whether a resume without it also ended identical, which it must not. With ``stream`` the rows are
+read anew in each epoch, in three windows, and states are saved between these too.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from flowcli.errors import ModelFileError
+from flowcli.training import rows
 from flowcli.training.loop import Trainer
 from flowcli.training.state import State
 
@@ -41,6 +44,9 @@ RECIPE = {
     "train": {"epochs": 40, "patience": 4, "batch_size": 32, "lr": 2e-2, "ema": 0.9},
     "score": {"dequantization_samples": 1},
 }
+
+
+STREAM = "rows.parquet"
 
 
 def table() -> pa.Table:
@@ -98,8 +104,14 @@ def child(work: Callable[[], None]) -> int:
 
 def fit(run: pathlib.Path, resume: bool = False, force: bool = False) -> None:
     torch.set_num_threads(1)
-    fitting.SAVE_SECONDS, fitting.SAVE_SHARE = 0.0, math.inf  # a save after every epoch
-    fitting.fit(RECIPE, table(), run=run, resume=resume, force=force)
+    fitting.SAVE_SECONDS, fitting.SAVE_SHARE = 0.0, math.inf  # a save after every epoch and window
+    rows.WINDOW, rows.BATCHES = 120, 1
+    file = run.parent / STREAM
+    if file.exists():
+        overrides = [f"data.files={file}", "train.stream=true"]
+        fitting.fit(RECIPE, run=run, overrides=overrides, resume=resume, force=force)
+    else:
+        fitting.fit(RECIPE, table(), run=run, resume=resume, force=force)
 
 
 def zeros(tensors: dict[str, torch.Tensor], ending: str) -> dict[str, torch.Tensor]:
@@ -139,9 +151,11 @@ def mutated(run: pathlib.Path, change: Callable[[State], None]) -> None:
     fit(run, resume=True)
 
 
-def main(trials: int, seed: int) -> dict[str, Any]:
+def main(trials: int, seed: int, stream: bool = False) -> dict[str, Any]:
     torch.optim.AdamW([torch.zeros(1)])  # what an optimizer imports at its first use is imported once, here
     folder = pathlib.Path(tempfile.mkdtemp())
+    if stream:
+        pq.write_table(table(), folder / STREAM, row_group_size=8)
     whole, counted = folder / "whole", folder / "count"
 
     def undisturbed() -> None:
@@ -178,7 +192,9 @@ def main(trials: int, seed: int) -> dict[str, Any]:
         identical += (run / "model.safetensors").read_bytes() == model
     mutants = {}
     places = [int(total * epoch / (last + 1)) for epoch in (best - 4, best + 2)]  # before the best epoch, and after
-    for name, change in MUTANTS.items():
+    if stream:  # within one epoch, which has three windows
+        places = list(range(places[0], places[0] + total // (last + 1), 6))
+    for name, change in ({"place in an epoch": counter(window=0)} if stream else MUTANTS).items():
         same = []
         for place in places:
             run = folder / f"{name}-{place}"
@@ -193,4 +209,4 @@ def main(trials: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)))
+    print(json.dumps(main(int(sys.argv[1]), int((sys.argv[2:] or [0])[0]), "stream" in sys.argv)))

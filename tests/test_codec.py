@@ -25,7 +25,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_
 
 def fit(frame: dict[str, Any] | pd.DataFrame, **data: Any) -> TableCodec:
     table = pa.table(frame) if isinstance(frame, dict) else pa.Table.from_pandas(frame, preserve_index=False)
-    return TableCodec.fit(table, Data(**data))
+    return TableCodec.fit(table.select(TableCodec.used(table.schema, Data(**data))), Data(**data))
 
 
 def middle(raw: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ import pytest
 from command import ENVIRONMENT, flowcli, succeed
 
 
-def kill(trials: int) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(trials)]
+def kill(trials: int, *stream: str) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(trials), "0", *stream]
     done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True, timeout=3600)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -26,6 +26,14 @@ def test_killed_at_any_event_a_fit_ends_as_if_nothing_had_been(trials: int) -> N
     assert found["resumed"] >= 0.8 * trials
     assert len(found["mutants"]) >= 8
     assert not any(found["mutants"].values()), "a state is whole without this, so the test sees nothing"
+
+
+@pytest.mark.parametrize("trials", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_any_event_a_stream_goes_on_where_it_was(trials: int) -> None:
+    found = kill(trials, "stream")
+    assert found["identical"] == trials
+    assert found["resumed"] >= 0.8 * trials
+    assert found["mutants"] == {"place in an epoch": False}
 
 
 @pytest.fixture

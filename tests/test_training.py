@@ -14,8 +14,8 @@ import torch
 import flowcli
 from flowcli.errors import TrainingError, UsageError
 from flowcli.recipe import Train, from_dict
-from flowcli.training.fit import prepare
 from flowcli.training.loop import Interrupted, Trainer, batch_size
+from flowcli.training.prepare import prepare
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.state import State
 
@@ -103,7 +103,7 @@ def test_giving_up_keeps_the_best_model(frame: pd.DataFrame) -> None:
     poison(fit, set(range(12, 10_000)))
     before: list[State] = []
     with pytest.raises(TrainingError, match="gave up at epoch 2"):
-        fit.run(on_evaluation=lambda evaluation, state: before.append(state))
+        fit.run(on_state=lambda state, evaluation: before.append(state))
     for name, tensor in fit.flow.state_dict().items():
         assert torch.equal(tensor, before[-1].best[name])
 

@@ -40,7 +40,7 @@ class Lines(Progress):
         self.epochs, self.began, self.done = epochs, time.monotonic(), 0.0
         console.note(_summary(parameters, rows, held_out, device))
 
-    def step(self, epoch: int, step: int, done: float) -> None:
+    def step(self, epoch: int, done: float) -> None:
         self.done = done
 
     def evaluated(self, evaluation: Evaluation) -> None:
@@ -69,7 +69,7 @@ class Live(Progress):
         self.task: TaskID = self.bars.add_task("fit", total=1.0, epoch=f"1/{epochs}", figures="")
         self.bars.start()
 
-    def step(self, epoch: int, step: int, done: float) -> None:
+    def step(self, epoch: int, done: float) -> None:
         now = time.monotonic()
         if now - self.shown > 0.1:
             self.shown = now

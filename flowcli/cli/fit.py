@@ -56,11 +56,12 @@ def fit(
 
     from flowcli.cli.display import display
     from flowcli.model import Model
-    from flowcli.training.fit import prepare, train
+    from flowcli.training.fit import train
     from flowcli.training.loop import Interrupted
+    from flowcli.training.prepare import prepare
 
     if dry_run:
-        prepared = prepare(checked)
+        prepared = prepare(checked, say=console.note)
         parameters = sum(p.numel() for p in prepared.flow.parameters())
         console.note(
             f"{len(prepared.rows)} training rows, {len(prepared.held_out)} held out, {prepared.codec.features} "
@@ -69,7 +70,7 @@ def fit(
         console.result(recipes.dump(prepared.recipe).rstrip("\n"))
         return
     start = Model.load(init_from) if init_from else None
-    prepared = prepare(checked)
+    prepared = prepare(checked, say=console.note)
     with console.Signals() as signals:
         try:
             model = train(prepared, run, display(), force, resume, start, signals.seen)

@@ -94,6 +94,27 @@ class Codec(ABC):
     def schema(self) -> pa.Schema:
         """The columns that ``decode`` gives."""
 
+    @staticmethod
+    @abstractmethod
+    def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> Codec:
+        """A codec for rows like these, of the columns that are ``used``; ``whole`` is the table that they were taken
+        from. Raises DataError."""
+
+    @staticmethod
+    @abstractmethod
+    def used(schema: pa.Schema, data: Data) -> list[str]:
+        """The columns that are read. Raises DataError when one that the recipe names is not there."""
+
+    @staticmethod
+    @abstractmethod
+    def numbers(table: pa.Table, data: Data) -> int:
+        """About how many numbers a row of a table holds."""
+
+    @staticmethod
+    @abstractmethod
+    def telling(table: pa.Table, data: Data) -> NDArray[np.int64]:
+        """The rows of a table that decide what fitting a codec to it finds; what is left is told by any sample."""
+
     @abstractmethod
     def read(self, batch: pa.RecordBatch | pa.Table) -> Rows:
         """Raw numbers, context and statuses of a batch. Raises DataError for a missing column or a wrong type."""
@@ -164,23 +185,38 @@ class TableCodec(Codec):
 
     @staticmethod
     def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
-        """Choose, type and scale the columns of a training table; ``whole`` is the table it was taken from.
-
-        Raises DataError: unknown column names, missing or infinite values, unusable types, nothing left to model.
+        """Type and scale the columns of a training table, which has those that are ``used``; ``whole`` is the table it
+        was taken from. Raises DataError: missing or infinite values, unusable types, nothing left to model.
         """
-        asked = [*(data.include or []), *data.exclude, *data.given, *data.columns]
-        for name in asked:
-            require(table.schema, name, "the data")
-        chosen = [
-            name for name in (data.include or table.column_names) if name not in data.exclude and name not in data.given
-        ]
-        for name in (*chosen, *data.given):
+        for name in table.column_names:
             refuse_holes(name, (whole or table).column(name))
-        columns = fit_columns(chosen, table, data, whole or table)
+        modelled = [name for name in table.column_names if name not in data.given]
+        columns = fit_columns(modelled, table, data, whole or table)
         given = fit_columns(data.given, table, data, whole or table)
         if not any(column.width for column in columns):
             raise DataError("no column is left to model: all are excluded, given or constant.")
         return TableCodec(columns, given)
+
+    @staticmethod
+    def used(schema: pa.Schema, data: Data) -> list[str]:
+        """The columns to model, in order, and then the given ones."""
+        for name in (*(data.include or []), *data.exclude, *data.given, *data.columns):
+            require(schema, name, "the data")
+        left_out = {*data.exclude, *data.given}
+        return [*(name for name in data.include or schema.names if name not in left_out), *data.given]
+
+    @staticmethod
+    def numbers(table: pa.Table, data: Data) -> int:
+        return len(table.column_names)
+
+    @staticmethod
+    def telling(table: pa.Table, data: Data) -> NDArray[np.int64]:
+        """The rows that decide what :meth:`fit` makes of a table, but for the scale of its numbers: of each used column
+        the least and the greatest value, one that is no whole number, and each level's first.
+
+        Raises DataError when a used column has missing or infinite values.
+        """
+        return telling_rows(table.column_names, table, data)
 
     @property
     def modelled(self) -> tuple[ColumnCodec, ...]:
@@ -264,6 +300,26 @@ def fit_columns(names: Iterable[str], table: pa.Table, data: Data, whole: pa.Tab
         _fit_column(name, _plain(table.column(name)), _plain(whole.column(name)), data.columns.get(name, Column()))
         for name in names
     )
+
+
+def telling_rows(names: Iterable[str], table: pa.Table, data: Data) -> NDArray[np.int64]:
+    """:meth:`TableCodec.telling` of the named columns."""
+    rows: set[int] = set()
+    for name in names:
+        refuse_holes(name, table.column(name))
+        values, asked = _plain(table.column(name)), data.columns.get(name, Column()).type
+        number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+        if number and asked not in ("category", "bool"):
+            ends = pc.min_max(values).as_py()
+            rows |= {pc.index(values, ends["min"]).as_py(), pc.index(values, ends["max"]).as_py()}
+            if pa.types.is_floating(values.type):
+                rows |= {*np.flatnonzero(pc.not_equal(values, pc.floor(values)))[:1].tolist()}
+        elif number or _family(values.type) == "text" or str(values.type).startswith(("bool", "dictionary")):
+            codes = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+            firsts = np.sort(np.unique(np.asarray(codes.indices), return_index=True)[1])
+            # With more levels than may be a column is refused, however many more they are.
+            rows |= {*firsts[: None if asked == "category" else Category.MAX_LEVELS + 1].tolist()}
+    return np.array(sorted(rows), np.int64)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

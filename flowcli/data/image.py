@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from flowcli.data.codec import Codec, Rows, columns_of, fit_columns, refuse_holes, require
+from flowcli.data.codec import Codec, Rows, columns_of, fit_columns, refuse_holes, require, telling_rows
 from flowcli.data.columns import ColumnCodec
 from flowcli.data.status import UNREADABLE
 from flowcli.errors import DataError, UsageError
@@ -70,15 +70,10 @@ class ImageCodec(Codec):
         """Settle the size and mode that all images of ``whole`` share, and the given columns of ``table``.
 
         Raises DataError, naming the image: it cannot be read (unless ``on_error: skip``), or has another size than the
-        first and no ``resize`` is asked for; and when a given column is not there or has holes.
+        first and no ``resize`` is asked for; and when a given column has holes.
         """
         options = data.image or Options()
-        if data.include or data.exclude:
-            raise UsageError(
-                "data.include and data.exclude are for tables; data.image.column names the images' column."
-            )
         for name in data.given:
-            require(table.schema, name, "the data")
             refuse_holes(name, (whole or table).column(name))
         size = (options.resize[0], options.resize[1]) if options.resize else None
         mode = first = ""
@@ -111,6 +106,30 @@ class ImageCodec(Codec):
             mode, size[1], size[0], bits, options.alpha, options.resize is not None, options.flip,
             fit_columns(data.given, table, data, everything),
         )  # fmt: skip
+
+    @staticmethod
+    def used(schema: pa.Schema, data: Data) -> list[str]:
+        if data.include or data.exclude:
+            raise UsageError(
+                "data.include and data.exclude are for tables; data.image.column names the images' column."
+            )
+        for name in data.given:
+            require(schema, name, "the data")
+        return [COLUMN, *([FILE] if FILE in schema.names else []), *data.given]
+
+    @staticmethod
+    def numbers(table: pa.Table, data: Data) -> int:
+        """As many as the largest of a few images has pixels and channels, or as ``resize`` says."""
+        looks = [look for look in _looks(table.column(COLUMN).slice(0, 16)) if look]
+        resize = data.image.resize if data.image else None
+        return max((CHANNELS[mode] * math.prod(resize or size) for mode, size in looks), default=1)
+
+    @staticmethod
+    def telling(table: pa.Table, data: Data) -> NDArray[np.int64]:
+        """The first image of each mode and size, the first that cannot be read, and what tells of the given columns."""
+        looks = list(_looks(table.column(COLUMN)))
+        firsts = [looks.index(look) for look in set(looks)]
+        return np.union1d(firsts, telling_rows(data.given, table, data)).astype(np.int64)
 
     @property
     def shape(self) -> tuple[int, int, int]:

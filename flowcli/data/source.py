@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import io
 import json
@@ -80,18 +81,49 @@ class Source:
     def batches(self) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Each batch with the name of its file. Raises DataError naming the file that cannot be read, or whose
         columns are not those of the first."""
+        if len(self.files) > 1:
+            self.schemas()  # before a row is given out, so that a wrong file cannot end a job half-way
         first: pa.Schema | None = None
-        if len(self.files) > 1:  # before a row is given out, so that a wrong file cannot end a job half-way
-            for file in self.files:
-                for batch in self._read(file) if file != STDIN else ():
-                    first = first or batch.schema
-                    _same_columns(file, batch.schema, first)
-                    break
         for file in self.files:
             for batch in self._read(file):
                 first = first or batch.schema
                 _same_columns(file, batch.schema, first)
                 yield file, batch
+
+    def schemas(self) -> list[pa.Schema]:
+        """Those of the files that can be read more than once, each as its first rows have it."""
+        schemas: list[pa.Schema] = []
+        for file in self.files:
+            for batch in self._read(file) if file != STDIN else ():
+                schemas.append(batch.schema)
+                _same_columns(file, batch.schema, schemas[0])
+                break
+        return schemas
+
+    def settled(self, wide: bool = False) -> Source:
+        """The same source with one type for each column of its text files: the widest that the first rows of any file
+        ask for; ``wide`` reads whole numbers as doubles too, which later rows may hold."""
+        schemas = self.schemas()
+        try:
+            schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
+        except pa.ArrowException as error:
+            raise DataError(f"{', '.join(self.files)}: the files do not fit together: {_line(error)}") from None
+        types = {field.name: _settled(field.type, wide) for field in schema}
+        return dataclasses.replace(self, types=types | dict(self.types or {}))
+
+    @property
+    def bytes(self) -> int:
+        """About how many the rows take as doubles in memory; nothing for standard input, which nobody knows."""
+        total = 0
+        for file in self.files:
+            if file != STDIN and self._format(file) == "parquet":
+                with reading(file):
+                    meta = pa.parquet.read_metadata(file)
+                total += 8 * meta.num_rows * meta.num_columns
+            elif file != STDIN:
+                with reading(file):
+                    total += pathlib.Path(file).stat().st_size
+        return total
 
     def _read(self, file: str) -> Iterator[pa.RecordBatch]:
         with reading(file):
@@ -125,10 +157,21 @@ class Source:
             raise DataError(f"{', '.join(self.files)}: no rows.")
         return table
 
+    @property
+    def formats(self) -> set[str]:
+        """Those of its files."""
+        return {self._format(file) for file in self.files}
+
     def _format(self, file: str) -> str:
         if file == STDIN:
             return self.format or "csv"
         return self.format if self.format and pathlib.Path(file).suffix.lower() not in FORMATS else format_of(file)
+
+
+def _settled(type_: pa.DataType, wide: bool) -> pa.DataType:
+    if pa.types.is_null(type_):
+        return pa.string()
+    return pa.float64() if wide and pa.types.is_integer(type_) else type_
 
 
 class reading:

@@ -221,6 +221,9 @@ class Train(Section):
     """Standard deviation of Gaussian noise on the standardised training rows; regularises."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the weights' moving average, which is what is evaluated and kept. 0 turns it off."""
+    stream: bool | Literal["auto"] = "auto"
+    """Read the rows anew in each epoch instead of holding them in memory: parquet with row groups of at most a million
+    numbers from where it is, all else from a temporary copy. `auto`: from 1 GB of numbers on."""
     precision: Literal["float32", "float64", "mixed"] = "float32"
     """`mixed`, for image flows: float32, and bfloat16 inside the convolutions during training, which is faster on GPUs
     that have it. Scoring and sampling are float32."""

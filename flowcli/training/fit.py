@@ -12,76 +12,29 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from flowcli import recipe as recipes
-from flowcli.data.codec import Codec, Rows, TableCodec
-from flowcli.data.image import COLUMN as IMAGE
-from flowcli.data.image import ImageCodec
-from flowcli.data.noise import uniforms
-from flowcli.data.pictures import Pictures, hold_pictures
-from flowcli.data.source import STDIN, Source
-from flowcli.data.status import MISSING, OK
-from flowcli.errors import DataError, TrainingError, UsageError
-from flowcli.model import Baseline, Model, dtype_of, new_flow, rows_at_once
-from flowcli.recipe import Column, Image, Recipe
+from flowcli.data.source import STDIN
+from flowcli.errors import TrainingError, UsageError
+from flowcli.model import Model
+from flowcli.recipe import Recipe
 from flowcli.scoring.method import ingredients
-from flowcli.training.loop import HELD_OUT, Interrupted, Trainer, batch_size
+from flowcli.training.loop import Interrupted, Trainer
+from flowcli.training.prepare import Prepared, as_recipe, prepare, random_rows
 from flowcli.training.progress import Evaluation, Progress
+from flowcli.training.rows import digest
 from flowcli.training.run import Fingerprint, Run, describe, versions
 from flowcli.training.state import State, copy_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 SAVE_SECONDS = 20.0  # between saves, at least
 SAVE_SHARE = 0.05  # of the time is spent on saving, at most
 MAX_CALIBRATION = 100_000
 ROUND_TRIPS = 256  # held-out rows on which the inverse is measured
-MIN_ROWS = 8
-MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at most
-
-
-class Prepared:
-    """Recipe and data brought together: codec, flow at its start, training and held-out rows. No training yet."""
-
-    def __init__(self, recipe: Recipe, table: pa.Table, held_out: pa.Table | None, files: Sequence[str] = ()) -> None:
-        self.files = tuple(files)  # that the rows came from
-        if table.num_rows < MIN_ROWS:
-            raise DataError(f"{table.num_rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
-        whole = table
-        if held_out is not None and recipe.data.image:  # what holds for the pictures to learn from holds for these too
-            whole = pa.concat_tables([table, held_out], promote_options="permissive")
-        if held_out is None:
-            order = np.random.default_rng(recipe.train.seed).permutation(table.num_rows)
-            assert isinstance(recipe.data.validation, float)
-            held = max(1, round(recipe.data.validation * table.num_rows))
-            if held >= table.num_rows - 1:
-                raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
-            table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
-        self.codec: Codec = (ImageCodec if recipe.data.image else TableCodec).fit(table, recipe.data, whole)
-        self.rows = _usable(self.codec.read(table), "training")
-        kept_out = self.codec.read(held_out)
-        self.held_out = _usable(kept_out, "held-out")
-        # Unseen levels and impossible values are part of what held-out rows are: p-values must know of them.
-        self.calibration = kept_out.take(torch.from_numpy(np.flatnonzero(kept_out.status < MISSING)))
-        self.recipe = _resolved(recipe, self.codec, len(self.rows))
-        torch.manual_seed(recipe.train.seed)
-        self.flow = new_flow(self.recipe, self.codec)
-        some = _some(self.rows, MAX_NUMBERS // self.codec.features, recipe.train.seed)
-        y, _ = self.codec.encode(some.raw, uniforms(recipe.train.seed, HELD_OUT + 1, 0, *some.raw.shape))
-        self.baseline = Baseline.of(y)
-        batch = rows_at_once(self.codec.features)
-        self.flow.double().start(y[:batch], None if some.context is None else some.context[:batch])
-        self.flow.to(dtype_of(recipe))
-
-    def model(self, calibration: NDArray[np.float64], about: dict[str, Any]) -> Model:
-        """A Model of the flow as it is now, calibrated on what held-out scores are made of, ``(k, rows)``."""
-        least = np.finfo(np.float64).min  # a file keeps no infinities
-        finite = torch.from_numpy(np.nan_to_num(calibration, nan=least, neginf=least))
-        return Model(self.recipe, self.codec, self.flow, self.baseline, finite, about)
 
 
 def fit(
@@ -142,9 +95,9 @@ def train(
         record = Run.create(folder, force)
     due = 0.0
 
-    def on_evaluation(evaluation: Evaluation, state: State) -> None:
+    def on_state(state: State, evaluation: Evaluation | None) -> None:
         nonlocal due
-        evaluations.append(evaluation)
+        evaluations.extend([evaluation] if evaluation else [])
         if record and time.monotonic() > due:
             start = time.monotonic()
             save(record, state)
@@ -164,7 +117,7 @@ def train(
         return model
 
     try:
-        state = trainer.run(start, on_evaluation, stopped)
+        state = trainer.run(start, on_state, stopped)
         prepared.flow.to("cpu")
         if record is None:
             return _best(prepared, state)
@@ -179,80 +132,6 @@ def train(
     finally:
         if record:
             record.clear()
-
-
-def as_recipe(recipe: Recipe | Mapping[str, Any] | str, overrides: Sequence[str] = ()) -> Recipe:
-    """A checked Recipe from any of the forms ``fit`` takes. Raises UsageError."""
-    if isinstance(recipe, str):
-        return recipes.load(recipe, overrides)
-    if isinstance(recipe, Recipe):
-        recipe = recipe.model_dump(mode="json")
-    return recipes.from_dict(json.loads(json.dumps(recipe)), overrides)
-
-
-def prepare(recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None) -> Prepared:
-    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
-    files: list[str] = []
-    if frame is not None:
-        table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
-        if recipe.data.image and IMAGE not in table.column_names:
-            raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
-    elif recipe.data.files:
-        if recipe.data.image is None and hold_pictures(recipe.data.files):
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
-        source = _source(recipe, recipe.data.files)
-        table, files = source.table(), list(source.files)
-    else:
-        raise UsageError("no data: name files after the recipe, or under data.files in it.")
-    if table.num_columns == 0 or table.num_rows == 0:
-        raise DataError("the data has no rows.")
-    held_out = None
-    if isinstance(recipe.data.validation, str):
-        types = {field.name: field.type for field in table.schema}
-        source = _source(recipe, [recipe.data.validation], types)
-        held_out, files = source.table(), [*files, *source.files]
-    return Prepared(recipe, table, held_out, files)
-
-
-def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataType] | None = None) -> Source | Pictures:
-    image = recipe.data.image
-    return Pictures.of(names, image.column) if image else Source.of(names, types=types)
-
-
-def _usable(rows: Rows, which: str) -> Rows:
-    """The rows that have a density. Raises DataError when there is none."""
-    keep = torch.from_numpy(np.flatnonzero(rows.status == OK))
-    if len(keep) == 0:
-        raise DataError(f"no {which} row can be used: each has a missing, unseen or infinite value, or is unreadable.")
-    return rows if len(keep) == len(rows) else rows.take(keep)
-
-
-def _some(rows: Rows, n: int, seed: int) -> Rows:
-    """``n`` rows at random, or all of them, in random order."""
-    order = np.random.default_rng(seed).permutation(len(rows))[: max(n, 1)]
-    return rows.take(torch.from_numpy(order))
-
-
-def _resolved(recipe: Recipe, codec: Codec, rows: int) -> Recipe:
-    """The recipe with what was found in the data written into it."""
-    columns = dict(recipe.data.columns)
-    for column in (*(codec.columns if isinstance(codec, TableCodec) else ()), *codec.given):
-        options = columns.get(column.name, Column())
-        if column.kind != "constant":
-            kind = "bool" if column.arrow_type == "bool" else column.kind
-            columns[column.name] = options.model_copy(update={"type": kind})
-    train = recipe.train.model_copy(update={"batch_size": batch_size(recipe.train, rows)})
-    data = recipe.data
-    image = data.image.model_copy(update={"bits": codec.bits}) if isinstance(codec, ImageCodec) and data.image else None
-    found = {
-        "image": image,
-        "columns": columns,
-        "files": [file if file == STDIN else str(pathlib.Path(file).absolute()) for file in data.files],
-        "validation": data.validation
-        if isinstance(data.validation, float)
-        else str(pathlib.Path(data.validation).absolute()),
-    }
-    return recipe.model_copy(update={"data": data.model_copy(update=found), "train": train})
 
 
 def _start_from(prepared: Prepared, model: Model) -> None:
@@ -272,7 +151,7 @@ def _best(prepared: Prepared, state: State) -> Model:
     draft = prepared.model(np.zeros((1, 1)), {})
     parts = ingredients(draft, rows)
     baseline = draft.rows_log_prob(rows, draft.baseline.log_prob)
-    some = _some(prepared.held_out, ROUND_TRIPS, prepared.recipe.train.seed)
+    some = random_rows(prepared.held_out, ROUND_TRIPS, prepared.recipe.train.seed)
     about = {
         "rows": len(prepared.rows),
         "held_out_rows": len(prepared.held_out),
@@ -315,11 +194,7 @@ def _fingerprint(prepared: Prepared) -> Fingerprint:
         for key, value in options.items()
     }
     found["the codec"] = hashlib.sha256(json.dumps(prepared.codec.to_dict(), sort_keys=True).encode()).hexdigest()
-    for name, rows in (("the training rows", prepared.rows), ("the held-out rows", prepared.held_out)):
-        digest = hashlib.sha256()
-        for part in (rows.raw, rows.context):
-            digest.update(b"" if part is None else part.numpy().tobytes())
-        found[name] = digest.hexdigest()
+    found["the training rows"], found["the held-out rows"] = prepared.rows.digest, digest(prepared.held_out)
     return found
 
 

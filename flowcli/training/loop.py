@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ from flowcli.model import rows_at_once
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.progress import Evaluation, Progress
-from flowcli.training.state import Counters, State, copy_of, ema_update, load_optimizer, optimizer_tensors
+from flowcli.training.rows import Part, Together, TrainingRows
+from flowcli.training.state import Counters, State, Tensors, copy_of, ema_update, load_optimizer, optimizer_tensors
 
 WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 steps
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
@@ -46,21 +47,21 @@ class Interrupted(Exception):
 class Trainer:
     """Fits ``flow`` to ``rows`` by maximum likelihood and keeps the weights best on ``held_out``.
 
-    Batches and dequantisation noise are functions of (seed, epoch), so ``state``, taken at each epoch's end, is all
-    that a resumed fit needs.
+    Batches and dequantisation noise are functions of (seed, epoch, window), so ``state``, taken at the end of each
+    window, is all that a resumed fit needs.
     """
 
     def __init__(
-        self, flow: Flow, codec: Codec, rows: Rows, held_out: Rows, settings: Train, progress: Progress
+        self, flow: Flow, codec: Codec, rows: TrainingRows, held_out: Rows, settings: Train, progress: Progress
     ) -> None:
         self.device = devices.choose(settings.device)
         self.flow, self.codec, self.rows, self.settings, self.progress = flow, codec, rows, settings, progress
         self.dtype = next(flow.parameters()).dtype
         flow.to(self.device)
-        fits = devices.holds(self.device, len(rows) * (codec.features + codec.context) * self.dtype.itemsize)
+        fits = devices.holds(self.device, rows.at_once * (codec.features + codec.context) * self.dtype.itemsize)
         self.home = self.device if fits else torch.device("cpu")
         self.stopped: Callable[[], bool] = lambda: False
-        self.held_out = self._encode(held_out, HELD_OUT)
+        self.held_out = self._encode([(0, held_out)], HELD_OUT)
         self.data: Encoded | None = None
         self.batch = batch_size(settings, len(rows))
         self.steps = len(rows) // self.batch
@@ -78,30 +79,30 @@ class Trainer:
     def run(
         self,
         start: State | None = None,
-        on_evaluation: Callable[[Evaluation, State], None] = lambda *_: None,
+        on_state: Callable[[State, Evaluation | None], None] = lambda *_: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> State:
         """Train from ``start`` or from the flow as it is; leave the best weights in the flow, however it ends.
 
-        ``on_evaluation`` hears of every epoch's end; ``stopped`` is asked at every step, and as often while encoding
-        and evaluating. Raises TrainingError when the numbers cannot be kept finite, Interrupted when ``stopped`` says
-        so.
+        ``on_state`` hears of every state that can be gone on from, and of the evaluation at an epoch's end; ``stopped``
+        is asked at every step, and as often while encoding and evaluating. Raises TrainingError when the numbers cannot
+        be kept finite, Interrupted when ``stopped`` says so, DataError when rows cannot be read any more.
         """
-        self.stopped = stopped
+        self.on_state, self.stopped = on_state, stopped
         self.progress.begin(
             self.settings.epochs, self.steps, sum(p.numel() for p in self.parameters),
             len(self.rows), len(self.held_out.y), self.device.type,
         )  # fmt: skip
         if start is None:
             evaluation, self.state = self._evaluate(math.nan, 0.0, None)
-            on_evaluation(evaluation, self.state)
+            on_state(self.state, evaluation)
         else:
             self.state = start
             self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
         try:
             while self._goes_on():
-                self.state = self._epoch(self.state, on_evaluation)
+                self.state = self._epoch(self.state)
             self.state.counters.finished = True
         finally:
             self.progress.end()
@@ -113,39 +114,50 @@ class Trainer:
         patient = c.epoch - c.best_epoch < self.settings.patience
         return c.epoch < self.settings.epochs and patient and c.seconds < self.max_seconds
 
-    def _epoch(
-        self,
-        last: State,
-        on_evaluation: Callable[[Evaluation, State], None],
-    ) -> State:
-        """One epoch, and its evaluation; or ``last`` again with half the rate, when it went wrong."""
-        c, began = self.counters, time.monotonic()
+    def _epoch(self, last: State) -> State:
+        """One epoch, and its evaluation; or the last state again with half the rate, when it went wrong."""
+        c, began, before = self.counters, time.monotonic(), self.counters.taken
+        for data in self._windows(c.epoch):
+            if c.taken > before:  # a state after each window, and at the epoch's end an evaluation with it
+                last = self.state = self._take_down(last.best)
+                self.on_state(last, None)
+            if not self._window(data):
+                return self._step_back(last)
+            if c.seconds >= self.max_seconds:
+                break
+        train = (c.log_det - c.loss) / max(c.taken, 1)
+        rate = (c.taken - before) * self.batch / (time.monotonic() - began)
+        c.epoch, c.window, c.taken, c.loss, c.log_det = c.epoch + 1, 0, 0, 0.0, 0.0
+        evaluation, state = self._evaluate(train, rate, last)
+        self.on_state(state, evaluation)
+        self.progress.evaluated(evaluation)
+        return state
+
+    def _window(self, data: Encoded) -> bool:
+        """The steps of a window; False when too many in a row went wrong."""
+        c = self.counters
         self.flow.train()
-        data = self._training_data(c.epoch)
-        generator = torch.Generator().manual_seed(_seed(self.settings.seed, c.epoch, 0))
-        order = torch.randperm(len(data.y), generator=generator).to(self.home)
-        noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, c.epoch, 1))
+        shuffle = torch.Generator().manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window))
+        noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window + 1))
+        order = torch.randperm(len(data.y), generator=shuffle).to(self.home)
         total, taken = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for i in range(self.steps):
+        for start in range(0, len(order) - self.batch + 1, self.batch):
             self._poll()
-            loss = self._step(data, order[i * self.batch : (i + 1) * self.batch], noise)
+            loss = self._step(data, order[start : start + self.batch], noise)
             if loss is None:
                 c.skipped, c.bad = c.skipped + 1, c.bad + 1
                 if c.bad > MAX_SKIPPED:
-                    return self._step_back(last)
+                    return False
             else:
                 total, taken, c.bad = total + loss, taken + 1, 0
             c.step += 1
             c.seconds = time.monotonic() - self.began
-            self.progress.step(c.epoch + 1, i + 1, self._done())
+            self.progress.step(c.epoch + 1, self._done())
             if c.seconds >= self.max_seconds:
                 break
-        train = data.log_det - float(total) / max(taken, 1)
-        c.epoch += 1
-        evaluation, state = self._evaluate(train, taken * self.batch / (time.monotonic() - began), last)
-        on_evaluation(evaluation, state)
-        self.progress.evaluated(evaluation)
-        return state
+        c.window, c.taken = c.window + 1, c.taken + taken
+        c.loss, c.log_det = c.loss + float(total), c.log_det + taken * data.log_det
+        return True
 
     def _step(self, data: Encoded, index: Tensor, noise: torch.Generator) -> Tensor | None:
         """One step on the rows at ``index``; None, and nothing changed, when loss or gradient is not finite."""
@@ -197,13 +209,20 @@ class Trainer:
         # A row without any density would make every mean −∞, and no epoch better than another.
         log_prob = torch.nan_to_num(torch.cat(log_probs), nan=NO_DENSITY, neginf=NO_DENSITY)
         held_out = float(log_prob.mean()) + self.held_out.log_det
-        average, c.averaged = copy_of(averaged), int(self.average.n_averaged)
         better = held_out > c.best or last is None
         if better:
             c.best, c.best_epoch = held_out, c.epoch
-        best = average if better or last is None else last.best
-        state = State(copy_of(self.flow), average, best, optimizer_tensors(self.optimizer), Counters(**asdict(c)))
-        return Evaluation(c.epoch, c.step, train, held_out, c.best_epoch, self._lr(), c.skipped, rate, c.seconds), state
+        best = copy_of(averaged) if better or last is None else last.best
+        evaluation = Evaluation(c.epoch, c.step, train, held_out, c.best_epoch, self._lr(), c.skipped, rate, c.seconds)
+        return evaluation, self._take_down(best)
+
+    def _take_down(self, best: Tensors) -> State:
+        """All that the fit is now."""
+        self.counters.averaged = int(self.average.n_averaged)
+        return State(
+            copy_of(self.flow), copy_of(self.average.module), best, optimizer_tensors(self.optimizer),
+            Counters(**asdict(self.counters)),
+        )  # fmt: skip
 
     def _restore(self, state: State) -> None:
         self.flow.load_state_dict(state.weights)
@@ -234,25 +253,31 @@ class Trainer:
 
     # -- data ----------------------------------------------------------------------------------------------------
 
-    def _training_data(self, epoch: int) -> Encoded:
-        """The training rows for an epoch: new dequantisation noise each time, if any column is discrete."""
-        if self.data is None or self.codec.discrete:
-            self.data = self._encode(self.rows, epoch)
-        return self.data
+    def _windows(self, epoch: int) -> Iterator[Encoded]:
+        """The windows that are left of an epoch: with new dequantisation noise each time, if any column is discrete."""
+        for parts in self.rows.windows(epoch, self.counters.window):
+            if self.codec.discrete or not isinstance(self.rows, Together):
+                yield self._encode(parts, epoch)
+            else:
+                self.data = self.data or self._encode(parts, epoch)
+                yield self.data
 
-    def _encode(self, rows: Rows, epoch: int) -> Encoded:
-        y = torch.empty(len(rows), self.codec.features, dtype=self.dtype)
-        total, chunk = 0.0, 8 * rows_at_once(self.codec.features)
-        for start in range(0, len(rows), chunk):
-            self._poll()
-            raw = rows.raw[start : start + chunk]
-            if epoch != HELD_OUT:
-                raw = self.codec.augmented(raw, uniforms(self.settings.seed, COINS + epoch, start, len(raw), 1))
-            part, log_det = self.codec.encode(raw, uniforms(self.settings.seed, epoch, start, *raw.shape))
-            y[start : start + chunk] = part
-            total += float(log_det.sum())
-        context = None if rows.context is None else rows.context.to(self.home, self.dtype)
-        return Encoded(y.to(self.home), context, total / len(rows))
+    def _encode(self, parts: Sequence[Part], epoch: int) -> Encoded:
+        n = sum(len(rows) for _, rows in parts)
+        y = torch.empty(n, self.codec.features, dtype=self.dtype)
+        total, done, chunk = 0.0, 0, 8 * rows_at_once(self.codec.features)
+        for start, rows in parts:
+            for i in range(0, len(rows), chunk):
+                self._poll()
+                raw = rows.raw[i : i + chunk]
+                if epoch != HELD_OUT:
+                    raw = self.codec.augmented(raw, uniforms(self.settings.seed, COINS + epoch, start + i, len(raw), 1))
+                part, log_det = self.codec.encode(raw, uniforms(self.settings.seed, epoch, start + i, *raw.shape))
+                y[done : done + len(raw)] = part
+                total, done = total + float(log_det.sum()), done + len(raw)
+        given = [rows.context for _, rows in parts if rows.context is not None]
+        context = torch.cat(given).to(self.home, self.dtype) if given else None
+        return Encoded(y.to(self.home), context, total / max(n, 1))
 
 
 def batch_size(settings: Train, rows: int) -> int:

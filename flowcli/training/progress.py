@@ -26,7 +26,7 @@ class Progress:
     def begin(self, epochs: int, steps: int, parameters: int, rows: int, held_out: int, device: str) -> None:
         """Training starts: ``steps`` an epoch, ``rows`` to learn from."""
 
-    def step(self, epoch: int, step: int, done: float) -> None:
+    def step(self, epoch: int, done: float) -> None:
         """A step was taken; ``done`` is the share of the whole fit, in [0, 1]."""
 
     def evaluated(self, evaluation: Evaluation) -> None:

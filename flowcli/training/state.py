@@ -19,6 +19,10 @@ class Counters:
     """Where a fit stands, beside its tensors."""
 
     epoch: int = 0
+    window: int = 0  # windows of this epoch that are over, and of them
+    taken: int = 0  # the steps taken,
+    loss: float = 0.0  # the sum of their losses
+    log_det: float = 0.0  # and of the codec's log-determinants
     step: int = 0
     best_epoch: int = 0
     best: float = -sys.float_info.max

@@ -1,0 +1,181 @@
+"""Recipe and data brought together, before any training."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from flowcli import recipe as recipes
+from flowcli.data.codec import Codec, Rows, TableCodec, require
+from flowcli.data.groups import Groups
+from flowcli.data.image import COLUMN as IMAGE
+from flowcli.data.image import ImageCodec
+from flowcli.data.noise import uniforms
+from flowcli.data.pictures import Pictures, hold_pictures
+from flowcli.data.source import STDIN, Source
+from flowcli.data.status import MISSING
+from flowcli.errors import DataError, UsageError
+from flowcli.model import Baseline, Model, dtype_of, new_flow, rows_at_once
+from flowcli.recipe import Column, Image, Recipe
+from flowcli.training.loop import HELD_OUT, batch_size
+from flowcli.training.rows import Streamed, Together, TrainingRows, usable
+from flowcli.training.survey import Split, survey
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIN_ROWS = 8
+MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at most
+LARGE = 1 << 30  # bytes of rows that are streamed rather than held in memory, unless the recipe says
+
+
+class Prepared:
+    """Codec, flow at its start, training and held-out rows. No training yet."""
+
+    def __init__(self, recipe: Recipe, split: Split, files: Sequence[str] = ()) -> None:
+        self.files = tuple(files)  # that the rows came from
+        everything = pa.concat_tables([split.table, split.held_out], promote_options="permissive")
+        own = isinstance(recipe.data.validation, str) and not recipe.data.image  # a file that need not be as the rows
+        self.codec: Codec = codec_of(recipe).fit(split.table, recipe.data, split.table if own else everything)
+        some = _usable(self.codec.read(split.table.slice(0, split.sampled)), "training")
+        batch = batch_size(recipe.train, len(split.stream or some))
+        self.rows: TrainingRows = Streamed(split.stream, self.codec, batch) if split.stream else Together(some)
+        kept_out = self.codec.read(split.held_out)
+        self.held_out = _usable(kept_out, "held-out")
+        # Unseen levels and impossible values are part of what held-out rows are: p-values must know of them.
+        self.calibration = kept_out.take(torch.from_numpy(np.flatnonzero(kept_out.status < MISSING)))
+        self.recipe = _resolved(recipe, self.codec, batch, split.stream is not None)
+        torch.manual_seed(recipe.train.seed)
+        self.flow = new_flow(self.recipe, self.codec)
+        some = random_rows(some, MAX_NUMBERS // self.codec.features, recipe.train.seed)
+        y, _ = self.codec.encode(some.raw, uniforms(recipe.train.seed, HELD_OUT + 1, 0, *some.raw.shape))
+        self.baseline = Baseline.of(y)
+        first = rows_at_once(self.codec.features)
+        self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
+        self.flow.to(dtype_of(recipe))
+
+    def model(self, calibration: NDArray[np.float64], about: dict[str, Any]) -> Model:
+        """A Model of the flow as it is now, calibrated on what held-out scores are made of, ``(k, rows)``."""
+        least = np.finfo(np.float64).min  # a file keeps no infinities
+        finite = torch.from_numpy(np.nan_to_num(calibration, nan=least, neginf=least))
+        return Model(self.recipe, self.codec, self.flow, self.baseline, finite, about)
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked Recipe from any of the forms ``fit`` takes. Raises UsageError."""
+    if isinstance(recipe, str):
+        return recipes.load(recipe, overrides)
+    if isinstance(recipe, Recipe):
+        recipe = recipe.model_dump(mode="json")
+    return recipes.from_dict(json.loads(json.dumps(recipe)), overrides)
+
+
+def codec_of(recipe: Recipe) -> type[Codec]:
+    """The kind of codec that a recipe's data have."""
+    return ImageCodec if recipe.data.image else TableCodec
+
+
+def prepare(
+    recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None, say: Callable[[str], None] = lambda _: None
+) -> Prepared:
+    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
+    if frame is not None:
+        if recipe.train.stream is True:
+            raise UsageError("train.stream: a frame is in memory already; name files to stream.")
+        table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
+        if recipe.data.image and IMAGE not in table.column_names:
+            raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
+        table = table.select(codec_of(recipe).used(table.schema, recipe.data))
+        held_out, files = _held_out(recipe, table.schema)
+        return Prepared(recipe, _split(recipe, table, held_out), files)
+    if not recipe.data.files:
+        raise UsageError("no data: name files after the recipe, or under data.files in it.")
+    if recipe.data.image is None and hold_pictures(recipe.data.files):
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
+    source = _source(recipe, recipe.data.files)
+    if recipe.train.stream is True or (recipe.train.stream == "auto" and source.bytes > LARGE):
+        say("the data are streamed: a first pass over them fits the codec")
+        groups = Groups(source, codec_of(recipe), recipe.data)
+        held_out, files = _held_out(recipe, groups.schema)
+        split = survey(groups, recipe, codec_of(recipe), held_out)
+    else:
+        table = source.table()
+        table = table.select(codec_of(recipe).used(table.schema, recipe.data))
+        held_out, files = _held_out(recipe, table.schema)
+        split = _split(recipe, table, held_out)
+    return Prepared(recipe, split, [*source.files, *files])
+
+
+def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:
+    """Training and held-out rows of a table in memory; all are for training when there is a file of held-out ones."""
+    if table.num_columns == 0 or table.num_rows == 0:
+        raise DataError("the data has no rows.")
+    if table.num_rows < MIN_ROWS:
+        raise DataError(f"{table.num_rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
+    if held_out is None:
+        order = np.random.default_rng(recipe.train.seed).permutation(table.num_rows)
+        assert isinstance(recipe.data.validation, float)
+        held = max(1, round(recipe.data.validation * table.num_rows))
+        if held >= table.num_rows - 1:
+            raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
+        table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
+    return Split(table, held_out, table.num_rows)
+
+
+def _held_out(recipe: Recipe, schema: pa.Schema) -> tuple[pa.Table | None, Sequence[str]]:
+    """The held-out rows that have a file of their own, and its names."""
+    if not isinstance(recipe.data.validation, str):
+        return None, ()
+    source = _source(recipe, [recipe.data.validation], {field.name: field.type for field in schema})
+    table = source.table()
+    for name in schema.names:
+        require(table.schema, name, "data.validation")
+    return table.select(schema.names), source.files
+
+
+def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataType] | None = None) -> Source | Pictures:
+    image = recipe.data.image
+    return Pictures.of(names, image.column) if image else Source.of(names, types=types)
+
+
+def _usable(rows: Rows, which: str) -> Rows:
+    """The rows that have a density. Raises DataError when there is none."""
+    found = usable(rows)
+    if len(found) == 0:
+        raise DataError(f"no {which} row can be used: each has a missing, unseen or infinite value, or is unreadable.")
+    return found
+
+
+def random_rows(rows: Rows, n: int, seed: int) -> Rows:
+    """``n`` rows at random, or all of them, in random order."""
+    order = np.random.default_rng(seed).permutation(len(rows))[: max(n, 1)]
+    return rows.take(torch.from_numpy(order))
+
+
+def _resolved(recipe: Recipe, codec: Codec, batch: int, stream: bool) -> Recipe:
+    """The recipe with what was found in the data written into it."""
+    columns = dict(recipe.data.columns)
+    for column in (*(codec.columns if isinstance(codec, TableCodec) else ()), *codec.given):
+        options = columns.get(column.name, Column())
+        if column.kind != "constant":
+            kind = "bool" if column.arrow_type == "bool" else column.kind
+            columns[column.name] = options.model_copy(update={"type": kind})
+    train = recipe.train.model_copy(update={"batch_size": batch, "stream": stream})
+    data = recipe.data
+    image = data.image.model_copy(update={"bits": codec.bits}) if isinstance(codec, ImageCodec) and data.image else None
+    found = {
+        "image": image,
+        "columns": columns,
+        "files": [file if file == STDIN else str(pathlib.Path(file).absolute()) for file in data.files],
+        "validation": data.validation
+        if isinstance(data.validation, float)
+        else str(pathlib.Path(data.validation).absolute()),
+    }
+    return recipe.model_copy(update={"data": data.model_copy(update=found), "train": train})
