@@ -26,7 +26,8 @@ def write(path: pathlib.Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """Write ``tensors`` and the JSON ``about`` whole. Equal contents give equal bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     table, data = _split(safetensors.torch.save(plain))
-    body = json.dumps({"format": FORMAT, **about}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({"format": FORMAT, **about}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    body = text.encode(errors="backslashreplace").decode()  # file names may hold bytes that are no UTF-8
     metadata = {_KEY: json.dumps({"sha256": _digest(table, body, data), "body": body}, ensure_ascii=False)}
     write_whole(path, safetensors.torch.save(plain, metadata))
 
@@ -52,14 +53,15 @@ def read(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         table, data = _split(content)
         ours = json.loads(table.pop("__metadata__", {}).get(_KEY, "null"))
         tensors = safetensors.torch.load(content)
+        if not isinstance(ours, dict) or not isinstance(ours.get("body"), str):
+            raise ModelFileError(f"{path}: a safetensors file, but not one that flowcli wrote.")
+        if _digest(table, ours["body"], data) != ours.get("sha256"):
+            raise ModelFileError(f"{path}: damaged: its contents do not match their digest.")
+        about = json.loads(ours["body"])
+        format = about.pop("format")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError):
         raise ModelFileError(f"{path}: not a flowcli model, or damaged.") from None
-    if not isinstance(ours, dict) or not isinstance(ours.get("body"), str):
-        raise ModelFileError(f"{path}: a safetensors file, but not one that flowcli wrote.")
-    if _digest(table, ours["body"], data) != ours.get("sha256"):
-        raise ModelFileError(f"{path}: damaged: its contents do not match their digest.")
-    about = json.loads(ours["body"])
-    if about.pop("format") != FORMAT:
+    if format != FORMAT:
         raise ModelFileError(f"{path}: written by a newer flowcli; this one reads format {FORMAT}.")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -96,9 +96,20 @@ def main() -> None:
 def run() -> NoReturn:
     """:func:`main` as a process of its own, which leaves without running native libraries' destructors: threads of
     theirs that are still winding down have been seen to abort the process, and with it the exit code."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: no file that is opened now may take its place
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout:  # whatever the locale: programs read it
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 (until the end)
     code: object = 0
     try:
-        main()
+        try:
+            main()
+        except Exception as error:  # noqa: BLE001 (what typer itself lets through, such as a full disk)
+            console.leave(error)
     except SystemExit as error:
         code = error.code
     for stream in (sys.stdout, sys.stderr):

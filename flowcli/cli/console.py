@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -43,10 +44,16 @@ def colors() -> bool:
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def _tell(text: str) -> None:
+    """A line on stderr. That no one can hear it is no reason to stop."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def note(text: str) -> None:
     """A sentence on stderr, unless quiet."""
     if not settings.quiet:
-        print(printable(text), file=sys.stderr, flush=True)
+        _tell(printable(text))
 
 
 def warn(text: str) -> None:
@@ -55,7 +62,9 @@ def warn(text: str) -> None:
 
 
 def result(text: str) -> None:
-    """The result, on stdout."""
+    """The result, on stdout. Raises DataError when that is closed."""
+    if sys.stdout is None:
+        raise DataError("standard output is closed.")
     print(text, flush=True)
 
 
@@ -72,25 +81,21 @@ def leave(error: BaseException) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         sys.exit(INTERRUPTED)
     head = _paint("error:", "1;31") if colors() else "error:"
     if isinstance(error, FlowcliError):
         for sentence in error.args:
-            print(f"{head} {printable(sentence)}", file=sys.stderr)
+            _tell(f"{head} {printable(sentence)}")
         sys.exit(error.exit_code)
     if isinstance(error, OSError):
-        print(
-            f"{head} {printable(str(error.filename or 'standard output'))}: {error.strerror or error}.", file=sys.stderr
-        )
+        _tell(f"{head} {printable(str(error.filename or 'standard output'))}: {error.strerror or error}.")
         sys.exit(DataError.exit_code)
     if isinstance(error, MemoryError):
-        print(f"{head} out of memory; try fewer rows or a smaller batch.", file=sys.stderr)
+        _tell(f"{head} out of memory; try fewer rows or a smaller batch.")
         sys.exit(DataError.exit_code)
-    print(
-        f"{head} this is a bug in flowcli: {type(error).__name__}: {printable(str(error))[:300]} (--debug shows where)",
-        file=sys.stderr,
-    )
+    sentence = f"this is a bug in flowcli: {type(error).__name__}: {printable(str(error))[:300]} (--debug shows where)"
+    _tell(f"{head} {sentence}")
     sys.exit(1)
 
 

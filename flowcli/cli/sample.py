@@ -40,7 +40,10 @@ def sample(
         bool, typer.Option("--latents", help="Also what each row was drawn from, a column for every scale.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
-    format: Annotated[str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of - and of names without an ending."),
+    ] = None,
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = "auto",
@@ -57,21 +60,21 @@ def sample(
 
     from flowcli.cli.formats import check_format, loaded, read_source
     from flowcli.data.gallery import is_gallery, open_gallery
-    from flowcli.data.sink import check_output, open_sink
-    from flowcli.data.source import Source, format_of
+    from flowcli.data.sink import check_output, open_sink, output_format
+    from flowcli.data.source import Source
     from flowcli.recipe.yaml import scalar
 
     check_format(format)
     gallery = is_gallery(output)
     if not gallery:
-        check_output(output, format if output == "-" else None, force)
+        check_output(output, format, force)
     fitted = loaded(model, device)
     images = fitted.recipe.data.image is not None
     if gallery and not images:
         raise UsageError(f"{output}: is for images, and this model is of a table; name a file such as drawn.parquet.")
     if between and not images:
         raise UsageError("--between: is for images, and this model is of a table.")
-    binary = not gallery and ((format or "csv") if output == "-" else format_of(output)) in BINARY
+    binary = not gallery and output_format(output, format) in BINARY
     if images and not gallery and not binary:
         raise UsageError("images go to a folder (-o out/), a contact sheet (-o sheet.png), or parquet or Arrow.")
     if latents and (between or not binary):
@@ -104,7 +107,7 @@ def sample(
             f"inspect` says under round trip error: its draws may not follow its density"
         )
     rows = 0
-    to = open_gallery(output, force) if gallery else open_sink(output, schema, format if output == "-" else None, force)
+    to = open_gallery(output, force) if gallery else open_sink(output, schema, format, force)
     with to as sink:
         for batch in batches:
             sink.write(batch)

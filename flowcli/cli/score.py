@@ -48,7 +48,10 @@ def score(
     ] = None,
     only_anomalies: Annotated[bool, typer.Option("--only-anomalies", help="Write flagged rows only.")] = False,
     format: Annotated[
-        str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of - on either side.")
+        str | None,
+        typer.Option(
+            metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -, on either side, and of names without an ending."
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
@@ -75,26 +78,26 @@ def score(
     from flowcli.data.image import COLUMN as IMAGE
     from flowcli.data.image import FILE
     from flowcli.data.pictures import holds_images
-    from flowcli.data.sink import check_output, open_sink
-    from flowcli.data.source import format_of
+    from flowcli.data.sink import check_output, open_sink, output_format
+    from flowcli.data.source import spelled
     from flowcli.errors import DataError
     from flowcli.scoring import Level, score_batch
 
     check_format(format)
-    check_output(output, format if output == "-" else None, force)
+    check_output(output, format, force)
     fitted = loaded(model, device)
     level = Level(alpha=0.0 if fdr is not None else alpha, threshold=threshold)
     pictures = fitted.recipe.data.image is not None
     own = (FILE, IMAGE) if pictures else ()
     wanted = [name.strip() for names in keep for name in names.split(",")]
-    text = ((format or "csv") if output == "-" else format_of(output)) in ("csv", "tsv", "jsonl")
+    text = output_format(output, format) in ("csv", "tsv", "jsonl")
 
     def scored() -> Iterator[pa.RecordBatch]:
         row = 0
         for file, batch in read_source(data, fitted, format).batches():
             columns = {
                 "row_id": pa.array(range(row, row + batch.num_rows), pa.int64()),
-                "source": batch.column(FILE) if pictures else pa.array([file] * batch.num_rows, pa.string()),
+                "source": batch.column(FILE) if pictures else pa.array([spelled(file)] * batch.num_rows, pa.string()),
             }
             row += batch.num_rows
             for name in (n for n in batch.schema.names if n not in own) if keep_all else wanted:
@@ -119,7 +122,7 @@ def score(
     if first is None:
         raise DataError(f"{', '.join(data)}: no rows.")
     rows = anomalies = 0
-    with open_sink(output, first.schema, format if output == "-" else None, force) as sink:
+    with open_sink(output, first.schema, format, force) as sink:
         for batch in itertools.chain([first], batches):
             rows += batch.num_rows
             flagged = pc.fill_null(batch.column("is_anomaly"), False) if asked else None

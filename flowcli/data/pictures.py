@@ -21,7 +21,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from flowcli.data.image import COLUMN, FILE
-from flowcli.data.source import FORMATS, STDIN, Source, reading
+from flowcli.data.source import FORMATS, STDIN, Source, reading, spelled
 from flowcli.errors import DataError
 
 LABEL = "label"
@@ -146,7 +146,7 @@ class Pictures:
                     f"say data.image.column."
                 )
             others = {n: batch.column(n) for n in batch.schema.names if n not in (name, COLUMN, FILE)}
-            files = pa.array([f"{file}:{row + i}" for i in range(batch.num_rows)])
+            files = pa.array([f"{spelled(file)}:{row + i}" for i in range(batch.num_rows)])
             row += batch.num_rows
             yield pa.RecordBatch.from_pydict({FILE: files, COLUMN: batch.column(name), **others})
 
@@ -177,7 +177,9 @@ def _batches(pictures: Iterable[Picture]) -> Iterator[pa.RecordBatch]:
 
 
 def _batch(part: Sequence[Picture]) -> pa.RecordBatch:
-    names, labels, files = zip(*part, strict=True)
+    names, labels, files = zip(
+        *((spelled(name), label and spelled(label), file) for name, label, file in part), strict=True
+    )
     columns = {FILE: pa.array(names), COLUMN: pa.array(files, pa.large_binary()), LABEL: pa.array(labels, pa.string())}
     return pa.RecordBatch.from_pydict(columns)
 
@@ -304,7 +306,7 @@ def _array_batches(name: str, images: NDArray[Any], labels: NDArray[Any] | None)
     for start in range(0, len(images), BATCH):
         stop = min(start + BATCH, len(images))
         columns = {
-            FILE: pa.array([f"{name}:{i}" for i in range(start, stop)]),
+            FILE: pa.array([f"{spelled(name)}:{i}" for i in range(start, stop)]),
             COLUMN: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images[start:stop])),
         }
         if labels is not None:

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
-from flowcli.data.source import format_of
+from flowcli.data.source import FORMATS, format_of
 from flowcli.data.whole import whole_file, writing
 from flowcli.errors import DataError, UsageError
 
@@ -29,29 +29,40 @@ class Sink(Protocol):
         """Append a batch."""
 
 
+def output_format(output: str, format: str | None = None) -> str:
+    """The format that an output gets: that of its ending, else ``format``, else CSV for standard output. Raises
+    UsageError when there is none."""
+    if output == STDOUT:
+        return format or "csv"
+    return format if format and pathlib.Path(output).suffix.lower() not in FORMATS else format_of(output)
+
+
 @contextlib.contextmanager
 def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: bool = False) -> Iterator[Sink]:
-    """A sink for ``schema`` to a file, which appears whole when the block ends well, or to ``-``, standard output.
+    """A sink for ``schema`` to a file, which appears whole when the block ends well; to a pipe or a device; or to
+    ``-``, standard output. A link stays, and what it points to is written.
 
-    The format follows the file's ending; to a pipe it is CSV unless ``format`` says otherwise. Raises UsageError when
-    the file exists (without ``force``) or the terminal would be sent binary, DataError when it cannot be written.
+    Raises UsageError when the file exists (without ``force``) or the terminal would be sent binary, DataError when it
+    cannot be written.
     """
+    kind = output_format(output, format)
     if output == STDOUT:
-        format = format or "csv"
         if sys.stdout is None:
             raise DataError("standard output is closed.")
-        if format in ("parquet", "arrow") and sys.stdout.isatty():
-            raise UsageError(f"{format} is binary and standard output is a terminal; give a file with -o or a pipe.")
-        with _writer(format, sys.stdout.buffer, schema) as sink:
+        if kind in ("parquet", "arrow") and sys.stdout.isatty():
+            raise UsageError(f"{kind} is binary and standard output is a terminal; give a file with -o or a pipe.")
+        with _writer(kind, sys.stdout.buffer, schema) as sink:
             yield sink
         sys.stdout.buffer.flush()
         return
     check_output(output, format, force)
     path = pathlib.Path(output)
-    with whole_file(path) as beside, writing(path), beside.open("wb") as stream:
-        kind = format or format_of(output)
-        if kind == "arrow" and path.suffix.lower() != ".arrows":
-            kind = "arrow file"
+    path = path.resolve() if path.is_symlink() else path
+    if kind == "arrow" and pathlib.Path(output).suffix.lower() in (".arrow", ".feather", ".ipc"):
+        kind = "arrow file"
+    # What is no file, such as a named pipe, cannot appear whole, and must not be replaced.
+    place = contextlib.nullcontext(path) if path.exists() and not path.is_file() else whole_file(path)
+    with place as beside, writing(path), beside.open("wb") as stream:
         with _writer(kind, stream, schema) as sink:
             yield sink
         stream.flush()
@@ -59,14 +70,11 @@ def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: 
 
 def check_output(output: str, format: str | None, force: bool) -> None:
     """Refuse, before any work is done, an output that could not be written at its end. Raises UsageError."""
-    if output == STDOUT:
-        return
+    output_format(output, format)
     path = pathlib.Path(output)
-    if not format:
-        format_of(output)
-    if path.is_dir():
+    if output != STDOUT and path.is_dir():
         raise UsageError(f"{output}: is a folder; name a file in it.")
-    if path.exists() and not force:
+    if output != STDOUT and path.is_file() and not force:
         raise UsageError(f"{output}: exists already; --force replaces it.")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import io
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -192,6 +193,11 @@ class reading:
             raise DataError(f"{self.file}: cannot be read: {_line(error)}") from None
 
 
+def spelled(file: str) -> str:
+    """A file's name as text that can be written: bytes in it that are no UTF-8 become a mark."""
+    return os.fsencode(file).decode(errors="replace")
+
+
 def _line(error: BaseException) -> str:
     """The first line of a library's message, as the end of a sentence."""
     return str(error).strip().split("\n")[0].rstrip(".") + "."
@@ -210,10 +216,16 @@ def _same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:
         raise DataError(f"{file}: has a column '{extra[0]}', which the file before it has not.")
 
 
+def _stdin() -> IO[bytes]:
+    if sys.stdin is None:
+        raise DataError("standard input is closed.")
+    return sys.stdin.buffer
+
+
 @contextlib.contextmanager
 def _open(file: str) -> Iterator[IO[bytes]]:
     if file == STDIN:
-        yield sys.stdin.buffer
+        yield _stdin()
         return
     with open(file, "rb", buffering=1 << 16) as stream:
         yield stream
@@ -330,7 +342,7 @@ def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Re
         with pa.parquet.ParquetFile(file, pre_buffer=False) as reader:
             yield from reader.iter_batches(BATCH_ROWS)
         return
-    with _spooled(sys.stdin.buffer) as spool:
+    with _spooled(_stdin()) as spool:
         yield from pa.parquet.ParquetFile(spool, pre_buffer=False).iter_batches(BATCH_ROWS)
 
 

@@ -46,7 +46,8 @@ def writing(path: pathlib.Path | str) -> Iterator[None]:
 def write_whole(path: pathlib.Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` with :func:`whole_file`. Raises DataError."""
     with whole_file(path) as beside, writing(path):
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        # Names of files may hold bytes that are no UTF-8; JSON and YAML have the same escapes for them as Python.
+        beside.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def sweep(folder: pathlib.Path, names: Collection[str]) -> None:

@@ -35,7 +35,7 @@ def about(name: str) -> str:
 def path(recipe: str) -> pathlib.Path:
     """The file of a recipe given as a path or as a shipped recipe's name. Raises UsageError if there is neither."""
     as_path = pathlib.Path(recipe)
-    if as_path.is_file():
+    if as_path.exists() and not as_path.is_dir():
         return as_path
     if recipe in names():
         return folder() / f"{recipe}.yaml"
