@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import ENVIRONMENT, flowcli, succeed
+
+from flowcli import tensorfile
+from flowcli.errors import ModelFileError
+from flowcli.training.run import Run
+from flowcli.training.state import State
 
 
 def kill(trials: int, *stream: str) -> dict[str, Any]:
@@ -61,6 +68,42 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(run: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"run/{newest}: missing or damaged; trying the state before it" in done.stderr
     assert (run / "model.safetensors").read_bytes() == model
+
+
+def test_no_damage_to_what_resuming_needs_goes_unnoticed(run: Path) -> None:
+    names = ("resume-a.safetensors", "resume-b.safetensors", "resume.json")
+    whole = {name: (run / name).read_bytes() for name in names}
+    newest = json.loads(whole["resume.json"])[0]["file"]
+    fingerprint = tensorfile.read(run / newest)[1]["fingerprint"]
+    said: list[str] = []
+    refused: list[tuple[str, bool]] = []
+    states = [State.of(*_parts(run / name)).tensors() for name in names[:2]]
+    draw = random.Random(0)
+    for trial in range(1000):
+        name = names[trial % 3]
+        content = bytearray(whole[name])
+        if draw.random() < 0.5:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        else:
+            del content[draw.randrange(len(content)) :]
+        (run / name).write_bytes(content)
+        said.clear()
+        try:
+            state, _ = Run.going_on(run).read_state(fingerprint, said.append)
+            tensors = state.tensors()
+            if name == newest:
+                assert said == [f"{run / name}: missing or damaged; trying the state before it"]
+            # What is used is one of the two states, whole.
+            assert any(all(torch.equal(tensors[key], of[key]) for key in of) for of in states)
+        except ModelFileError as error:
+            refused.append((name, "--force begins anew" in str(error)))
+        (run / name).write_bytes(whole[name])
+    assert set(refused) == {("resume.json", True)}
+
+
+def _parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors, about = tensorfile.read(path)
+    return tensors, about["counters"]
 
 
 @pytest.mark.parametrize("files", [["resume-a.safetensors", "resume-b.safetensors"], ["resume.json"]])
