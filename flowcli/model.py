@@ -113,18 +113,24 @@ class Model:
         tensors, stored = tensorfile.read(file)
         try:
             recipe, codec, about = from_dict(stored["recipe"]), codec_from_dict(stored["codec"]), dict(stored["about"])
+            images = isinstance(codec, ImageCodec)
+            if images != (recipe.data.image is not None):
+                raise ValueError("one is of images and the other of a table")
+            if not all(isinstance(figure, int | float | None) for figure in about.values()):
+                raise ValueError("what is known of the fit is not in figures")
             with torch.device("meta"):
                 expected = new_flow(recipe, codec).state_dict()
-        except (FlowcliError, KeyError, TypeError, ValueError) as error:
+        except (FlowcliError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{file}: its recipe or codec is not one this flowcli knows: {error}") from None
         d, diagonal = codec.features, tensors.get("baseline.covariance", torch.empty(0)).ndim == 1
         shapes = {f"flow.{name}": (tensor.shape, tensor.dtype) for name, tensor in expected.items()} | {
             "baseline.mean": (torch.Size([d]), torch.float64),
             "baseline.covariance": (torch.Size([d] * (1 + (d <= MAX_COVARIANCE and not diagonal))), torch.float64),
         }
-        calibration = tensors.pop("calibration", None)
+        calibration = tensors.pop("calibration", torch.empty(0))
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        if found != shapes or calibration is None or calibration.dtype != torch.float64 or calibration.ndim != 2:
+        calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == 1 + images
+        if found != shapes or not calibrated:
             differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items())) or ["calibration"]
             raise ModelFileError(f"{file}: the tensor {differing[0]} is not what the file's own recipe implies.")
         flow = new_flow(recipe, codec)

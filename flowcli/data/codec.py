@@ -282,8 +282,12 @@ class TableCodec(Codec):
 
     @staticmethod
     def from_dict(codec: Mapping[str, Any]) -> TableCodec:
-        """The codec that :meth:`to_dict` described."""
-        return TableCodec(columns_of(codec["columns"]), columns_of(codec["given"]))
+        """The codec that :meth:`to_dict` described. Raises ValueError, KeyError or TypeError for another."""
+        plain = TableCodec(columns_of(codec["columns"]), columns_of(codec["given"]))
+        names = [column.name for column in (*plain.columns, *plain.given)]
+        if len(set(names)) < len(names) or not plain.features:
+            raise ValueError("a column is there twice, or none is modelled")
+        return plain
 
 
 def columns_of(columns: Iterable[Mapping[str, Any]]) -> tuple[ColumnCodec, ...]:

@@ -8,11 +8,12 @@ and exp(log_prob) averaged over u is the value's probability.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +28,18 @@ from flowcli.errors import DataError
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int8]
 
+STRICT: dict[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # what `plainly` holds fields to
+Transform = Literal["none", "log", "asinh", "logit"]
+T = TypeVar("T")
+
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
 class ColumnCodec(ABC):
     """What all columns share. Subclasses are plain data: ``to_dict`` is all that a model file keeps."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     name: str
     arrow_type: str
@@ -66,6 +73,10 @@ class ColumnCodec(ABC):
         """Context ``(n, context_width)``: the middle of each cell for discrete columns."""
         return self.encode(raw, torch.full_like(raw, 0.5))[0][:, None]
 
+    @abstractmethod
+    def check(self) -> None:
+        """Raises ValueError when no fit could have given this."""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON that :func:`from_dict` takes."""
         return {"kind": self.kind, **asdict(self)}
@@ -90,7 +101,7 @@ def robust_scale(values: Floats) -> tuple[float, float]:
 class Real(ColumnCodec):
     """y = (t(x) − centre)/scale with t the identity, log, asinh(x/unit) or logit((x − low)/(high − low))."""
 
-    transform: str
+    transform: Transform
     centre: float
     scale: float
     low: float = 0.0
@@ -100,7 +111,7 @@ class Real(ColumnCodec):
     kind: ClassVar[str] = "real"
 
     @staticmethod
-    def fit(name: str, values: pa.Array, transform: str, low: float | None, high: float | None) -> Real:
+    def fit(name: str, values: pa.Array, transform: Transform, low: float | None, high: float | None) -> Real:
         """Raises DataError where a value is outside the transform's domain."""
         x = _numbers(values)
         low, high = (0.0 if low is None else low), (1.0 if high is None else high)
@@ -119,6 +130,10 @@ class Real(ColumnCodec):
         if not (np.isfinite(centre) and np.isfinite(scale) and scale > 0):
             raise DataError(f"column '{name}': spreads too far to be scaled; give it transform: asinh.")
         return Real(name, str(values.type), transform, centre, scale, low, high, unit)
+
+    def check(self) -> None:
+        _require(_is_number(arrow_type(self.arrow_type)), "a real column holds numbers")
+        _require(self.scale > 0 and self.unit > 0 and self.low < self.high, "its scale, unit and bounds cannot be")
 
     def _allowed(self, x: Floats) -> NDArray[np.bool_]:
         allowed = np.isfinite(x)
@@ -199,6 +214,11 @@ class Integer(ColumnCodec):
         centre, scale = robust_scale(raw + 0.5)
         return Integer(name, str(values.type), offset, centre, scale)
 
+    def check(self) -> None:
+        type_ = arrow_type(self.arrow_type)
+        _require(_is_number(type_) and self.scale > 0, "an integer column holds numbers, and its scale is above 0")
+        pa.scalar(self.offset, type_ if pa.types.is_integer(type_) else pa.float64())
+
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
         if pa.types.is_integer(values.type):
             missing = np.asarray(values.is_null())
@@ -246,6 +266,12 @@ class Category(ColumnCodec):
     discrete: ClassVar[bool] = True
 
     MAX_LEVELS: ClassVar[int] = 1000
+
+    def check(self) -> None:
+        type_ = arrow_type(self.arrow_type)
+        _require(0 < len(self.levels) == len(self.counts) and min(self.counts) >= 0, "a count for every level")
+        levels = pa.array(self.levels, type_.value_type if pa.types.is_dictionary(type_) else type_)
+        _require(len(levels.unique()) == len(levels) and levels.null_count == 0, "its levels are not different values")
 
     @staticmethod
     def fit(name: str, values: pa.Array, asked: bool) -> Category:
@@ -317,6 +343,9 @@ class Constant(ColumnCodec):
     def context_width(self) -> int:
         return 0
 
+    def check(self) -> None:
+        _require(pa.scalar(self.value, arrow_type(self.arrow_type)).is_valid, "a constant has a value")
+
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
         plain = _dense(values)
         same = np.asarray(pc.equal(plain, pa.scalar(self.value, plain.type)).fill_null(False))
@@ -340,10 +369,30 @@ CODECS: dict[str, type[ColumnCodec]] = {c.kind: c for c in (Real, Integer, Categ
 
 
 def from_dict(column: Mapping[str, Any]) -> ColumnCodec:
-    """The codec that :meth:`ColumnCodec.to_dict` described."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in column.items() if k != "kind"}
-    codec: Any = CODECS[column["kind"]]  # its fields are those that to_dict wrote
-    return cast(ColumnCodec, codec(**fields))
+    """The codec that :meth:`ColumnCodec.to_dict` described. Raises ValueError, KeyError or TypeError for another."""
+    codec = plainly(CODECS[column["kind"]], {key: value for key, value in column.items() if key != "kind"})
+    try:
+        codec.check()
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"column '{codec.name}': {error}") from None
+    return codec
+
+
+def plainly(kind: type[T], fields: Mapping[str, Any]) -> T:
+    """A dataclass from its fields as JSON has them. Raises ValueError when one is missing, unknown or of another type,
+    or a number is not finite."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_json(json.dumps(fields))
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
 
 
 def _numbers(values: pa.Array) -> Floats:

@@ -66,7 +66,9 @@ class Groups:
             if isinstance(file.file, str) and os.stat(file.file).st_mtime_ns != file.changed:
                 raise DataError(f"{file.file}: was changed while it was read.")
             with pa.parquet.ParquetFile(file.file, metadata=file.meta, pre_buffer=False) as parquet:
-                return parquet.read_row_group(i, self.names).cast(self.schema)
+                table = parquet.read_row_group(i, self.names)
+                table.validate(full=True)
+                return table.cast(self.schema)
 
 
 def _as_they_are(source: Source | Pictures) -> list[_File]:

@@ -6,6 +6,7 @@ An encoded image is one row, channel by channel and line by line. Its log-mass i
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import os
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from flowcli.data.codec import Codec, Rows, columns_of, fit_columns, refuse_holes, require, telling_rows
-from flowcli.data.columns import ColumnCodec
+from flowcli.data.columns import STRICT, ColumnCodec, plainly
 from flowcli.data.status import UNREADABLE
 from flowcli.errors import DataError, UsageError
 from flowcli.recipe.schema import Data
@@ -55,6 +56,8 @@ class ImageCodec(Codec):
 
     A pixel x of ``bits`` bits becomes p = α + (1 − 2α)·(x + u)/2^bits and y = log p − log(1 − p).
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     mode: str
     height: int
@@ -263,9 +266,13 @@ class ImageCodec(Codec):
 
     @staticmethod
     def from_dict(codec: Mapping[str, Any]) -> ImageCodec:
-        """The codec that :meth:`to_dict` described."""
-        plain = codec["image"]
-        return ImageCodec(**plain | {"given": columns_of(plain["given"])})
+        """The codec that :meth:`to_dict` described. Raises ValueError, KeyError or TypeError for another."""
+        given = columns_of(codec["image"]["given"])
+        plain = dataclasses.replace(plainly(ImageCodec, codec["image"] | {"given": []}), given=given)
+        sizes = max(plain.height, plain.width) < 1 << 16 and min(plain.height, plain.width) > 0
+        if plain.mode not in CHANNELS or not (sizes and 0 < plain.bits <= plain.depth and 0 < plain.alpha < 0.5):
+            raise ValueError("no images are like these")
+        return plain
 
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

@@ -187,6 +187,8 @@ class reading:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{self.file}: no such file.") from None
+        if isinstance(error, MemoryError):  # which a damaged file may ask for, by the petabyte
+            raise DataError(f"{self.file}: cannot be read: it takes more memory than there is.") from None
         if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError) and not isinstance(
             error, BrokenPipeError
         ):
@@ -281,7 +283,7 @@ def _read_csv(format: str) -> Callable[[str, Mapping[str, pa.DataType]], Iterato
             # in a later one, and leading zeros would be lost.
             text = {name: pa.string() for name in names} if types else {}
             with pa.csv.open_csv(stream, **_csv_options(format, text | dict(types))) as reader:
-                yield from reader
+                yield from map(_valid, reader)
 
     return read
 
@@ -304,7 +306,7 @@ def _read_jsonl(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Reco
         options = pa.json.ParseOptions(explicit_schema=known if len(known) else None, unexpected_field_behavior="infer")
         blocks = pa.json.ReadOptions(block_size=4 << 20)
         with pa.json.open_json(_again(head, raw), blocks, options) as reader:
-            yield from reader
+            yield from map(_valid, reader)
 
 
 def _keys(line: bytes) -> list[str]:
@@ -331,8 +333,10 @@ def _read_arrow(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Reco
 
 
 def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch whose offsets and lengths fit together: Arrow reads what a damaged file says, and crashes on it later."""
+    """A batch whose offsets and lengths fit together, and whose text is text: Arrow reads what a damaged file says, and
+    fails or crashes on it later. Raises ArrowInvalid or UnicodeDecodeError."""
     batch.validate(full=True)
+    _ = batch.schema.names
     return batch
 
 
@@ -340,10 +344,10 @@ def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Re
     # Without pre_buffer, which keeps all that was read until the file is closed.
     if file != STDIN:
         with pa.parquet.ParquetFile(file, pre_buffer=False) as reader:
-            yield from reader.iter_batches(BATCH_ROWS)
+            yield from map(_valid, reader.iter_batches(BATCH_ROWS))
         return
     with _spooled(_stdin()) as spool:
-        yield from pa.parquet.ParquetFile(spool, pre_buffer=False).iter_batches(BATCH_ROWS)
+        yield from map(_valid, pa.parquet.ParquetFile(spool, pre_buffer=False).iter_batches(BATCH_ROWS))
 
 
 _READERS: dict[str, Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]] = {
