@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from flowcli.data.codec import Codec
 from flowcli.data.pictures import Pictures
-from flowcli.data.source import STDIN, Source, reading
+from flowcli.data.source import Source, reading
 from flowcli.errors import DataError
 from flowcli.recipe.schema import Data
 
@@ -74,7 +74,7 @@ class Groups:
 def _as_they_are(source: Source | Pictures) -> list[_File]:
     """The files, when all are parquet and their groups small; else none."""
     files: list[_File] = []
-    if not isinstance(source, Source) or source.formats != {"parquet"} or STDIN in source.files:
+    if not isinstance(source, Source) or source.formats != {"parquet"} or source.once:
         return files
     source.schemas()
     for name in source.files:
@@ -94,7 +94,7 @@ def _copied(source: Source | Pictures, codec: type[Codec], data: Data) -> _File:
         return _copy(source.settled(), codec, data)
     except DataError as error:
         # In a column of text that began with whole numbers there may be a fraction further down.
-        if not isinstance(error.__context__, pa.ArrowInvalid) or STDIN in source.files:
+        if not isinstance(error.__context__, pa.ArrowInvalid) or source.once:
             raise
         return _copy(source.settled(wide=True), codec, data)
 

@@ -95,11 +95,16 @@ class Source:
         """Those of the files that can be read more than once, each as its first rows have it."""
         schemas: list[pa.Schema] = []
         for file in self.files:
-            for batch in self._read(file) if file != STDIN else ():
+            for batch in self._read(file) if _rereadable(file) else ():
                 schemas.append(batch.schema)
                 _same_columns(file, batch.schema, schemas[0])
                 break
         return schemas
+
+    @property
+    def once(self) -> bool:
+        """Whether some of it can be read only once: standard input and other pipes."""
+        return not all(map(_rereadable, self.files))
 
     def settled(self, wide: bool = False) -> Source:
         """The same source with one type for each column of its text files: the widest that the first rows of any file
@@ -167,6 +172,10 @@ class Source:
         if file == STDIN:
             return self.format or "csv"
         return self.format if self.format and pathlib.Path(file).suffix.lower() not in FORMATS else format_of(file)
+
+
+def _rereadable(file: str) -> bool:
+    return file != STDIN and pathlib.Path(file).is_file()
 
 
 def _settled(type_: pa.DataType, wide: bool) -> pa.DataType:
