@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -162,13 +163,67 @@ def test_what_cannot_be_fitted_is_named(
 
 
 def test_a_fraction_far_down_a_text_file(tmp_path: Path) -> None:
-    lines = ["amount,id,empty"] + [f"{i % 7},{2**60 + i}," for i in range(300_000)] + [f"0.5,{2**60},"]
-    (tmp_path / "t.csv").write_text("\n".join(lines))
-    found = prepared(str(tmp_path / "t.csv"), exclude=["empty"])
-    assert found.codec.types["amount"] == pa.float64()
+    lines = ["amount,id,empty,note"] + [f"{i % 7},{2**60 + i % 50},,{i}" for i in range(300_000)]
+    (tmp_path / "t.csv").write_text("\n".join([*lines, f"0.5,{2**60},,words"]))
+    found = prepared(str(tmp_path / "t.csv"), exclude=["empty", "note"])
+    assert found.codec.types == {"amount": pa.float64(), "id": pa.int64()}
+    assert found.codec.column("id").offset == 2**60
     assert len(found.rows) + len(found.held_out) == 300_001
     with pytest.raises(DataError, match=r"column 'empty': .* values are missing"):
-        prepared(str(tmp_path / "t.csv"))
+        prepared(str(tmp_path / "t.csv"), exclude=["note"])
+    with pytest.raises(DataError, match=r"t\.csv: cannot be read: .*'words'"):
+        prepared(str(tmp_path / "t.csv"), exclude=["empty"])
+
+
+def test_files_of_other_types_fit_together_or_are_named(table: pa.Table, tmp_path: Path) -> None:
+    table = table.select(["x", "k"])
+    for name, part in (("1", table), ("2", table.set_column(1, "k", table["k"].cast(pa.float64())))):
+        pa.feather.write_feather(part.slice(0, 500), tmp_path / f"{name}.arrow")
+        parquet(part.slice(500, 500), tmp_path / f"{name}.parquet")
+    nothing = pa.table({"x": pa.array([], pa.string()), "k": pa.array([], pa.int8())})
+    parquet(nothing, tmp_path / "0.parquet")
+    for ending in ("arrow", "parquet"):
+        found = prepared(str(tmp_path / f"*.{ending}"))
+        assert found.codec.types["k"] == pa.float64()
+        assert len(found.rows) + len(found.held_out) == 1000
+    parquet(table.set_column(1, "k", table["k"].cast(pa.string())), tmp_path / "3.parquet")
+    with pytest.raises(DataError, match="do not fit together"):
+        prepared(str(tmp_path / "*.parquet"))
+
+
+def test_what_is_too_little_to_fit(table: pa.Table, tmp_path: Path) -> None:
+    for name, group in (("small", 64), ("large", ROWS)):
+        file = parquet(table, tmp_path / f"{name}.parquet", group)
+        with pytest.raises(DataError, match="no column is left to model"):
+            prepared(file, exclude=table.column_names)
+    validation = parquet(table, tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="3 rows are too few"):
+        prepared(parquet(table.slice(0, 3), tmp_path / "few.parquet"), validation=validation)
+
+
+def test_a_held_out_file_may_have_plain_text_for_a_dictionary(table: pa.Table, tmp_path: Path) -> None:
+    validation = parquet(table.slice(1500), tmp_path / "v.parquet")
+    coded = table.slice(0, 1500).set_column(3, "s", table["s"].slice(0, 1500).dictionary_encode())
+    for stream in (True, False):
+        recipe = SMALL | {"data": {"files": parquet(coded, tmp_path / "t.parquet"), "validation": validation}}
+        found = prepare(from_dict(recipe, [f"train.stream={json.dumps(stream)}"]))
+        assert (len(found.rows), len(found.held_out)) == (1500, 500)
+
+
+def test_a_wide_context_makes_smaller_windows(table: pa.Table, tmp_path: Path) -> None:
+    levels = pa.array([f"level {i % 40}" for i in range(ROWS)])
+    file = parquet(table.select(["x"]).append_column("site", levels), tmp_path / "t.parquet")
+    assert prepared(file, given=["site"]).rows.at_once < prepared(file).rows.at_once / 3
+
+
+def test_many_tiny_batches_become_groups_of_a_good_size(tmp_path: Path) -> None:
+    batches = [pa.record_batch({"x": [float(i), i + 0.5]}) for i in range(1000)]
+    with pa.ipc.new_stream(tmp_path / "t.arrows", batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    found = prepared(str(tmp_path / "t.arrows"))
+    assert isinstance(found.rows, Streamed)
+    assert len(found.rows.stream.groups) <= ROWS / 64 + 1
 
 
 def test_a_file_that_changes_while_it_is_read(table: pa.Table, tmp_path: Path) -> None:
@@ -218,3 +273,16 @@ def test_pictures_are_streamed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"0\.png: cannot be read as an image"):
         flowcli.fit(recipe)
     flowcli.fit(recipe, overrides=["data.image.on_error=skip"])
+
+
+def test_arrays_of_pictures_are_streamed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "p.npz", images=rng.integers(0, 256, (300, 4, 6), np.uint8), labels=np.arange(300) % 3)
+    np.save(tmp_path / "colour.npy", rng.integers(0, 256, (300, 4, 6, 3), np.uint8))
+    recipe = {"flow": {"type": "glow", "layers": 1, "hidden": [4]}, "train": {"epochs": 1, "stream": True}}
+    for data, shape in (({"files": "p.npz", "given": ["label"]}, (1, 4, 6)), ({"files": "colour.npy"}, (3, 4, 6))):
+        model = flowcli.fit(recipe | {"data": data | {"files": str(tmp_path / str(data["files"]))}})
+        assert model.about["rows"] + model.about["held_out_rows"] == 300
+        assert model.codec.shape == shape
+    with pytest.raises(DataError, match="do not fit together"):
+        flowcli.fit(recipe | {"data": {"files": [str(tmp_path / "p.npz"), str(tmp_path / "colour.npy")]}})

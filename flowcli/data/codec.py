@@ -207,7 +207,9 @@ class TableCodec(Codec):
 
     @staticmethod
     def numbers(table: pa.Table, data: Data) -> int:
-        return len(table.column_names)
+        """As many as it has columns, and a text column of the context has levels."""
+        text = [n for n in data.given if not kinds.is_number(table.schema.field(n).type)]
+        return len(table.column_names) + sum(len(_plain(table.column(n)).unique()) for n in text)
 
     @staticmethod
     def telling(table: pa.Table, data: Data) -> NDArray[np.int64]:
@@ -327,8 +329,10 @@ def telling_rows(names: Iterable[str], table: pa.Table, data: Data) -> NDArray[n
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """One array; decimals and half floats, which Arrow computes little with, as doubles."""
+    """One array; decimals and half floats, which Arrow computes little with, as doubles, and views of text as text."""
     values = column.combine_chunks()
+    if pa.types.is_string_view(values.type):
+        return values.cast(pa.string())
     narrow = pa.types.is_decimal(values.type) or pa.types.is_float16(values.type)
     return values.cast(pa.float64()) if narrow else values
 

@@ -132,7 +132,7 @@ class Real(ColumnCodec):
         return Real(name, str(values.type), transform, centre, scale, low, high, unit)
 
     def check(self) -> None:
-        _require(_is_number(arrow_type(self.arrow_type)), "a real column holds numbers")
+        _require(is_number(arrow_type(self.arrow_type)), "a real column holds numbers")
         _require(self.scale > 0 and self.unit > 0 and self.low < self.high, "its scale, unit and bounds cannot be")
 
     def _allowed(self, x: Floats) -> NDArray[np.bool_]:
@@ -216,7 +216,7 @@ class Integer(ColumnCodec):
 
     def check(self) -> None:
         type_ = arrow_type(self.arrow_type)
-        _require(_is_number(type_) and self.scale > 0, "an integer column holds numbers, and its scale is above 0")
+        _require(is_number(type_) and self.scale > 0, "an integer column holds numbers, and its scale is above 0")
         pa.scalar(self.offset, type_ if pa.types.is_integer(type_) else pa.float64())
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
@@ -391,7 +391,8 @@ def _require(holds: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def _is_number(type_: pa.DataType) -> bool:
+def is_number(type_: pa.DataType) -> bool:
+    """Whether values of this type are integers or floating-point numbers."""
     return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
 
 

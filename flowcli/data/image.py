@@ -277,7 +277,7 @@ class ImageCodec(Codec):
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     """The arrays of a column; files alone, where they stand beside their paths as Hugging Face's tables have them."""
-    chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    chunks = [part for part in (values.chunks if isinstance(values, pa.ChunkedArray) else [values]) if len(part)]
     return [pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
 
 

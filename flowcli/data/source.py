@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import glob
 import io
 import json
@@ -106,16 +105,15 @@ class Source:
         """Whether some of it can be read only once: standard input and other pipes."""
         return not all(map(_rereadable, self.files))
 
-    def settled(self, wide: bool = False) -> Source:
-        """The same source with one type for each column of its text files: the widest that the first rows of any file
-        ask for; ``wide`` reads whole numbers as doubles too, which later rows may hold."""
-        schemas = self.schemas()
+    def schema(self) -> pa.Schema:
+        """The columns of the files that can be read more than once, each of the widest type that the first rows of one
+        of them ask for. Raises DataError as :meth:`batches` does, and when the types do not go together."""
         try:
-            schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
+            whole = pa.unify_schemas([pa.schema([]), *self.schemas()], promote_options="permissive")
         except pa.ArrowException as error:
-            raise DataError(f"{', '.join(self.files)}: the files do not fit together: {_line(error)}") from None
-        types = {field.name: _settled(field.type, wide) for field in schema}
-        return dataclasses.replace(self, types=types | dict(self.types or {}))
+            raise DataError(f"{', '.join(self.files)}: the files do not fit together: {first_line(error)}") from None
+        # A text file's column that begins with nothing is text until someone knows better.
+        return pa.schema([(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in whole])
 
     @property
     def bytes(self) -> int:
@@ -158,7 +156,7 @@ class Source:
         try:
             table = pa.concat_tables(parts, promote_options="permissive")
         except pa.ArrowException as error:
-            raise DataError(f"{', '.join(self.files)}: the files do not fit together: {_line(error)}") from None
+            raise DataError(f"{', '.join(self.files)}: the files do not fit together: {first_line(error)}") from None
         if table.num_rows == 0:
             raise DataError(f"{', '.join(self.files)}: no rows.")
         return table
@@ -178,12 +176,6 @@ def _rereadable(file: str) -> bool:
     return file != STDIN and pathlib.Path(file).is_file()
 
 
-def _settled(type_: pa.DataType, wide: bool) -> pa.DataType:
-    if pa.types.is_null(type_):
-        return pa.string()
-    return pa.float64() if wide and pa.types.is_integer(type_) else type_
-
-
 class reading:
     """Turns what reading a file can raise into one DataError that names it."""
 
@@ -201,7 +193,7 @@ class reading:
         if isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError) and not isinstance(
             error, BrokenPipeError
         ):
-            raise DataError(f"{self.file}: cannot be read: {_line(error)}") from None
+            raise DataError(f"{self.file}: cannot be read: {first_line(error)}") from None
 
 
 def spelled(file: str) -> str:
@@ -209,7 +201,7 @@ def spelled(file: str) -> str:
     return os.fsencode(file).decode(errors="replace")
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a library's message, as the end of a sentence."""
     return str(error).strip().split("\n")[0].rstrip(".") + "."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def from_dict(recipe: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from plain Python. Raises UsageError as :func:`load` does."""
-    return check(Document("recipe", recipe), overrides)
+    """A recipe from plain Python, which stays as it is. Raises UsageError as :func:`load` does."""
+    return check(Document("recipe", copy.deepcopy(recipe)), overrides)
 
 
 def dump(recipe: Recipe) -> str:

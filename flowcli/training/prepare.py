@@ -26,12 +26,11 @@ from flowcli.model import Baseline, Model, dtype_of, new_flow, rows_at_once
 from flowcli.recipe import Column, Image, Recipe
 from flowcli.training.loop import HELD_OUT, batch_size
 from flowcli.training.rows import Streamed, Together, TrainingRows, usable
-from flowcli.training.survey import Split, survey
+from flowcli.training.survey import Split, require_rows, survey
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MIN_ROWS = 8
 MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at most
 LARGE = 1 << 30  # bytes of rows that are streamed rather than held in memory, unless the recipe says
 
@@ -41,9 +40,13 @@ class Prepared:
 
     def __init__(self, recipe: Recipe, split: Split, files: Sequence[str] = ()) -> None:
         self.files = tuple(files)  # that the rows came from
-        everything = pa.concat_tables([split.table, split.held_out], promote_options="permissive")
-        own = isinstance(recipe.data.validation, str) and not recipe.data.image  # a file that need not be as the rows
-        self.codec: Codec = codec_of(recipe).fit(split.table, recipe.data, split.table if own else everything)
+        whole = split.table
+        if recipe.data.image or not isinstance(recipe.data.validation, str):  # else a file that need not be as the rows
+            try:
+                whole = pa.concat_tables([split.table, split.held_out], promote_options="permissive")
+            except pa.ArrowException:
+                raise DataError("data.validation: its pictures are not of the type of those to learn from.") from None
+        self.codec: Codec = codec_of(recipe).fit(split.table, recipe.data, whole)
         some = _usable(self.codec.read(split.table.slice(0, split.sampled)), "training")
         batch = batch_size(recipe.train, len(split.stream or some))
         self.rows: TrainingRows = Streamed(split.stream, self.codec, batch) if split.stream else Together(some)
@@ -117,8 +120,7 @@ def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:
     """Training and held-out rows of a table in memory; all are for training when there is a file of held-out ones."""
     if table.num_columns == 0 or table.num_rows == 0:
         raise DataError("the data has no rows.")
-    if table.num_rows < MIN_ROWS:
-        raise DataError(f"{table.num_rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
+    require_rows(table.num_rows)
     if held_out is None:
         order = np.random.default_rng(recipe.train.seed).permutation(table.num_rows)
         assert isinstance(recipe.data.validation, float)

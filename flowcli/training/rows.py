@@ -81,7 +81,7 @@ class Streamed:
 
     def __init__(self, stream: Stream, codec: Codec, batch: int) -> None:
         self.stream, self.codec = stream, codec
-        self.at_once = max(WINDOW // codec.features, BATCHES * batch)
+        self.at_once = max(WINDOW // (codec.features + codec.context), BATCHES * batch)
 
     def __len__(self) -> int:
         return len(self.stream)

@@ -14,6 +14,7 @@ from flowcli.errors import DataError
 from flowcli.recipe import Recipe
 from flowcli.training.rows import Stream, draws
 
+MIN_ROWS = 8
 SAMPLE = 1 << 23  # numbers that the codec's scales and the baseline are taken from
 HELD_OUT = 1 << 24  # numbers in the held-out rows, which are kept in memory, at most
 
@@ -34,11 +35,12 @@ def survey(groups: Groups, recipe: Recipe, codec: type[Codec], held_out: pa.Tabl
 
     Raises DataError as the codec's ``telling`` does, naming the rows, and when either part is empty.
     """
+    require_rows(groups.rows)
     seed, digest = recipe.train.seed, hashlib.sha256()
     validation = recipe.data.validation
     numbers = groups.rows * codec.numbers(groups.read(0), recipe.data)
     share = 0.0 if isinstance(validation, str) else min(validation, HELD_OUT / numbers)
-    telling = groups.schema.empty_table()
+    telling = groups.read(0).slice(0, 0)
     sample, kept_out, starts = [telling], [telling], [0]
     for group in range(len(groups)):
         table = groups.read(group)
@@ -63,6 +65,12 @@ def survey(groups: Groups, recipe: Recipe, codec: type[Codec], held_out: pa.Tabl
         len(taken),
         Stream(groups, seed, share, tuple(starts), digest.hexdigest()),
     )
+
+
+def require_rows(rows: int) -> None:
+    """Raises DataError when there are too few to fit anything."""
+    if rows < MIN_ROWS:
+        raise DataError(f"{rows} rows are too few to fit anything; {MIN_ROWS} is the least.")
 
 
 def _content(table: pa.Table) -> pa.Buffer:
