@@ -6,7 +6,7 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcli import tensorfile
-from flowcli.data.codec import Codec, Rows, TableCodec
+from flowcli.baseline import MAX_COVARIANCE, WIDER, Baseline
+from flowcli.data.codec import Codec, Rows
 from flowcli.data.image import FILE, ImageCodec
-from flowcli.data.status import MISSING, NAMES, NONFINITE, OK, UNREADABLE, VIOLATED
+from flowcli.data.noise import lattice
+from flowcli.data.status import NAMES, NONFINITE, OK, VIOLATED
+from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
-from flowcli.flows.base import HALF_LOG_2PI
 from flowcli.flows.flow import Flow
-from flowcli.flows.linear import moments
+from flowcli.flows.levels import Cells
 from flowcli.flows.nets import ConvNet
 from flowcli.flows.registry import IMAGE_FLOWS, build
 from flowcli.recipe import Recipe, from_dict
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL_FILE = "model.safetensors"
-MAX_COVARIANCE = 1024  # columns up to which the baseline knows correlations
 
-Density = Callable[[Tensor, Tensor | None], Tensor]
+Encoded = Callable[[Tensor, Tensor | None], Tensor]  # a density of encoded rows
+DRAWS = 128  # of a row's missing values
 
 
 def rows_at_once(features: int) -> int:
@@ -40,37 +42,17 @@ def rows_at_once(features: int) -> int:
     return max(64, min(8192, (1 << 20) // features))
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The full-covariance Gaussian of the training rows in the codec's space: what a flow has to beat.
+class Density(NamedTuple):
+    """Log-densities of rows in the user's units, all ``(n,)``; nats.
 
-    Beyond 1,024 columns, or where there are fewer than two rows for each, ``covariance`` is only its diagonal,
-    ``(features,)``.
+    ``log_prob`` is that of what is there of each row, and ``error`` its standard error where it is an estimate, else 0.
+    ``complete`` is what a row's log-density would be with its missing values, on average over what they may have been:
+    the log-density itself where none is missing. It can be compared between rows that miss different values.
     """
 
-    mean: Tensor
-    covariance: Tensor
-
-    @staticmethod
-    def of(y: Tensor) -> Baseline:
-        """Moments of encoded rows ``(n, features)``; kept below 1e100, whose square is finite."""
-        y = y.clamp(-1e100, 1e100)
-        if y.shape[1] > MAX_COVARIANCE or len(y) < 2 * y.shape[1]:
-            return Baseline(y.mean(0), y.var(0).clamp(min=1e-12))
-        return Baseline(*moments(y))
-
-    def log_prob(self, y: Tensor, context: Tensor | None = None, diagonal: bool = False) -> Tensor:
-        """Log-density ``(n,)`` of encoded rows; ``diagonal`` leaves the correlations out. The context is not used."""
-        centred = y.double() - self.mean
-        if diagonal or self.covariance.ndim == 1:
-            scale = (self.covariance.diagonal() if self.covariance.ndim == 2 else self.covariance).sqrt()
-            z, log_scale = centred / scale, scale.log().sum()
-        else:
-            factor = torch.linalg.cholesky(self.covariance)
-            z = torch.linalg.solve_triangular(factor, centred.T, upper=False).T
-            log_scale = factor.diagonal().log().sum()
-        log_prob: Tensor = -0.5 * z.square().sum(1) - log_scale - len(self.mean) * HALF_LOG_2PI
-        return log_prob
+    log_prob: NDArray[np.float64]
+    error: NDArray[np.float64]
+    complete: NDArray[np.float64]
 
 
 @dataclass
@@ -135,7 +117,7 @@ class Model:
             raise ModelFileError(f"{file}: the tensor {differing[0]} is not what the file's own recipe implies.")
         flow = new_flow(recipe, codec)
         flow.load_state_dict({name[len("flow.") :]: t for name, t in tensors.items() if name.startswith("flow.")})
-        baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"])
+        baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"], codec.cells)
         return Model(recipe, codec, flow.eval(), baseline, calibration, about)
 
     @property
@@ -147,30 +129,65 @@ class Model:
     # -- density -------------------------------------------------------------------------------------------------
 
     def rows_log_prob(
-        self, rows: Rows, density: Density | None = None, samples: int | None = None
+        self, rows: Rows, density: Encoded | None = None, samples: int | None = None
     ) -> NDArray[np.float64]:
+        """The ``log_prob`` of :meth:`density`."""
+        return self.density(rows, density, samples).log_prob
+
+    def density(self, rows: Rows, density: Encoded | None = None, samples: int | None = None) -> Density:
         """Log-densities ``(n,)`` of rows in the user's units; log-mass in the discrete columns.
 
         ``density`` is another density of encoded rows than the flow's. The density is averaged over K places in each
-        row's cell (one, where no column is discrete): log 1/K Σ exp(log p(y_k) + log|dy_k/dx|), which tends to the
-        cell's true mass as K grows. ``samples`` is another K than the recipe's. NaN for a row with a missing value or
-        an unreadable image; −∞ where the density is zero, underflows, or a constant column differs.
+        row's cell (one, where it does not matter): log 1/K Σ exp(log p(y_k) + log|dy_k/dx|), which tends to the cell's
+        true mass as K grows. ``samples`` is another K than the recipe's. Missing values are integrated out
+        (:meth:`_marginal`). NaN for a row of which nothing can be said; −∞ where the density is zero, underflows, or a
+        constant column differs.
         """
         density, samples = density or self._flow_density, samples or self.points
         chunk = rows_at_once(self.codec.features)
-        out = np.empty(len(rows))
-        for start in range(0, len(rows), chunk):
-            raw = rows.raw[start : start + chunk]
-            context = None if rows.context is None else rows.context[start : start + chunk]
+        out = np.zeros((3, len(rows)))
+        for index in _chunks(~rows.holes, chunk):
+            some = rows.take(index)
             terms = []
-            for place in self.codec.places(raw, samples):
-                y, log_det = self.codec.encode(raw, place.expand(raw.shape))
-                terms.append(density(y, context) + log_det)
-            log_prob = torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))
-            out[start : start + chunk] = log_prob.numpy()
-        out[~np.isfinite(out) | np.isin(rows.status, (NONFINITE, VIOLATED))] = -np.inf
-        out[np.isin(rows.status, (MISSING, UNREADABLE))] = np.nan
-        return out
+            for place in self.codec.places(some.raw, samples):
+                y, log_det = self.codec.encode(some.raw, place.expand(some.raw.shape))
+                terms.append(density(y, some.context) + log_det)
+            out[0, index] = out[2, index] = (torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))).numpy()
+        for index in _chunks(rows.holes, chunk):
+            out[:, index] = self._marginal(rows.take(index), density)
+        impossible = ~np.isfinite(out[0]) | np.isin(rows.status, (NONFINITE, VIOLATED))
+        out[:, impossible] = np.array([-np.inf, 0.0, -np.inf])[:, None]
+        out[:, rows.lost] = np.nan
+        return Density(*out)
+
+    def _marginal(self, rows: Rows, density: Encoded) -> NDArray[np.float64]:
+        """log p(what is there), its standard error, and E[log p(row)], ``(3, n)``, of rows with missing values.
+
+        By importance sampling with draws m of the missing part from the baseline's conditional q, half of them wider:
+        p(x_O) = E_q[p(x_O, m)/q(m)]. The same evenly spread draws (a scrambled Sobol sequence) serve all rows.
+        """
+        codec = self.codec
+        assert isinstance(codec, TableCodec)
+        assert rows.missing is not None
+        columns = torch.stack([rows.missing[:, slots].any(1) for slots in codec.slots], 1)
+        log_weights, complete = [], []
+        places = lattice(DRAWS, codec.features)
+        normals = torch.special.ndtri(lattice(2 * DRAWS, codec.features)[DRAWS:].clamp(1e-9, 1 - 1e-9))
+        for k, (place, normal) in enumerate(zip(places, normals, strict=True)):
+            y, log_slopes = codec.encode_columns(rows.raw, place.expand(rows.raw.shape))
+            y, log_q = self.baseline.completed(y, rows.missing, normal.expand(y.shape), WIDER if k % 2 else 1.0)
+            log_p = density(y, rows.context)
+            seen = (log_slopes * ~columns).sum(1)
+            _, all_slopes = codec.encode_columns(
+                torch.where(rows.missing, codec.decode_raw(y), rows.raw), place.expand(y.shape)
+            )
+            log_weights.append(log_p + seen - log_q)
+            complete.append(log_p + seen + (all_slopes * columns).sum(1))
+        weights = torch.stack(log_weights)
+        log_prob = torch.logsumexp(weights, 0) - math.log(DRAWS)
+        share = torch.softmax(weights, 0)
+        error = (share * DRAWS - 1).square().mean(0).sqrt() / math.sqrt(DRAWS)
+        return torch.stack([log_prob, error, (share * torch.stack(complete)).sum(0)]).numpy()
 
     @torch.no_grad()
     def _flow_density(self, y: Tensor, context: Tensor | None) -> Tensor:
@@ -344,9 +361,9 @@ class Model:
 
 def new_flow(recipe: Recipe, codec: Codec) -> Flow:
     """The recipe's flow, at its start, for the codec's vectors. Raises UsageError when it cannot take such images."""
-    options = recipe.flow.model_dump()
+    options, cells = recipe.flow.model_dump(), [Cells(*cells) for cells in codec.cells]
     try:
-        flow = build(options.pop("type"), codec.features, codec.context, codec.shape, **options)
+        flow = build(options.pop("type"), codec.features, codec.context, codec.shape, cells, **options)
     except ValueError as error:
         raise UsageError(f"flow: {error}.") from None
     if recipe.train.precision == "mixed":
@@ -366,6 +383,13 @@ def dtype_of(recipe: Recipe) -> torch.dtype:
 def codec_from_dict(codec: Mapping[str, Any]) -> Codec:
     """The codec that its ``to_dict`` described."""
     return ImageCodec.from_dict(codec) if "image" in codec else TableCodec.from_dict(codec)
+
+
+def _chunks(which: NDArray[np.bool_], size: int) -> Iterator[Tensor]:
+    """The places of the rows that are meant, so many at a time."""
+    places = torch.from_numpy(np.flatnonzero(which))
+    for start in range(0, len(places), size):
+        yield places[start : start + size]
 
 
 def _table(frame: pd.DataFrame | pa.Table) -> pa.Table:

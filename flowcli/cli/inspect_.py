@@ -21,7 +21,7 @@ def inspect_(
     """
     import json
 
-    from flowcli.data.codec import TableCodec
+    from flowcli.data.table import TableCodec
     from flowcli.model import Model
 
     fitted = Model.load(model)

@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from flowcli.data.codec import Codec, Rows, columns_of, fit_columns, refuse_holes, require, telling_rows
-from flowcli.data.columns import STRICT, ColumnCodec, plainly
-from flowcli.data.status import UNREADABLE
+from flowcli.data.codec import Codec, Rows
+from flowcli.data.columns import ColumnCodec, columns_of, plainly
+from flowcli.data.columns.column import STRICT
+from flowcli.data.kinds import fit_columns, refuse_holes, require, telling_rows
+from flowcli.data.status import MISSING, UNREADABLE
 from flowcli.errors import DataError, UsageError
-from flowcli.recipe.schema import Data
+from flowcli.recipe.schema import Column, Data
 from flowcli.recipe.schema import Image as Options
 
 COLUMN, FILE = "image", "file"  # what the columns of image batches are called
@@ -77,7 +79,7 @@ class ImageCodec(Codec):
         """
         options = data.image or Options()
         for name in data.given:
-            refuse_holes(name, (whole or table).column(name))
+            refuse_holes(name, (whole or table).column(name), Column())
         size = (options.resize[0], options.resize[1]) if options.resize else None
         mode = first = ""
         everything = whole or table
@@ -107,7 +109,7 @@ class ImageCodec(Codec):
             raise DataError(f"data.image.bits: {bits}, and these images have {depth}.")
         return ImageCodec(
             mode, size[1], size[0], bits, options.alpha, options.resize is not None, options.flip,
-            fit_columns(data.given, table, data, everything),
+            fit_columns(data.given, table, data, everything, counting=False),
         )  # fmt: skip
 
     @staticmethod
@@ -143,7 +145,7 @@ class ImageCodec(Codec):
         return math.prod(self.shape)
 
     @property
-    def discrete(self) -> bool:
+    def dequantised(self) -> bool:
         return True
 
     @property
@@ -171,7 +173,7 @@ class ImageCodec(Codec):
                 status[i] = UNREADABLE
             else:
                 raw[i] = pixels.reshape(-1) >> (self.depth - self.bits)
-        return Rows(torch.from_numpy(raw), context, status)
+        return Rows(torch.from_numpy(raw), context, status, np.isin(status, (MISSING, UNREADABLE)))
 
     def _pixels(self, values: pa.Array | pa.ChunkedArray) -> Iterator[Pixels | None]:
         """The pixels ``(C, H, W)`` of each image."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-OK, UNSEEN, NONFINITE, VIOLATED, MISSING, UNREADABLE = range(6)
+OK, UNSEEN, MISSING, NONFINITE, VIOLATED, UNREADABLE = range(6)
 
-NAMES = ("ok", "unseen_category", "nonfinite", "constant_violated", "missing", "unreadable")
+NAMES = ("ok", "unseen_category", "missing", "nonfinite", "constant_violated", "unreadable")

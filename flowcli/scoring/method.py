@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 from flowcli.data.codec import Rows
 from flowcli.data.image import ImageCodec
 from flowcli.errors import UsageError
-from flowcli.model import Model
+from flowcli.model import Density, Model
 from flowcli.recipe import MethodName
 
 Floats = NDArray[np.float64]
 
 
 def ingredients(model: Model, rows: Rows, samples: int | None = None) -> Floats:
-    """What scores are made of, ``(k, n)``: log_prob, and for images the nats that a PNG of each takes."""
-    log_prob = model.rows_log_prob(rows, samples=samples)
+    """What scores are made of, ``(k, n)``: the log-density of the complete row, and for images the nats that a PNG of
+    each takes."""
+    return of_density(model, rows, model.density(rows, samples=samples))
+
+
+def of_density(model: Model, rows: Rows, density: Density) -> Floats:
+    """:func:`ingredients`, of rows whose density is known."""
     if not isinstance(model.codec, ImageCodec):
-        return log_prob[None]
-    return np.stack([log_prob, model.codec.code_length(rows.raw)])
+        return density.complete[None]
+    return np.stack([density.complete, model.codec.code_length(rows.raw)])
 
 
 def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floats:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flowcli.data.codec import Rows
 from flowcli.data.image import ImageCodec
-from flowcli.data.status import MISSING, NAMES, NONFINITE, UNREADABLE
+from flowcli.data.status import NAMES, NONFINITE
 from flowcli.errors import UsageError
 from flowcli.model import Model
 from flowcli.recipe import MethodName
@@ -25,6 +25,7 @@ SCORE_FIELDS = (
     pa.field("p_value", pa.float64()),
     pa.field("is_anomaly", pa.bool_()),
     pa.field("status", pa.string()),
+    pa.field("log_prob_error", pa.float64()),
 )
 
 
@@ -105,16 +106,16 @@ def score_batch(
     Raises DataError when columns are missing or of another type, UsageError for ``alpha`` where there are no p-values.
     """
     level = level or Level()
-    comparable = samples in (None, model.points) or not model.codec.discrete
+    comparable = samples in (None, model.points) or not model.codec.dequantised
     if level.alpha is not None and not comparable:
         raise UsageError(
             f"p-values compare with held-out rows that were scored with {model.points} samples in each cell, not "
             f"{samples}; for others, fit with score.dequantization_samples={samples}."
         )
     rows = model.codec.read(batch)
-    parts = methods.ingredients(model, rows, samples)
-    log_prob, score = parts[0], methods.score(parts, model, method)
-    missing = np.isin(rows.status, (MISSING, UNREADABLE))
+    density = model.density(rows, samples=samples)
+    log_prob, score = density.log_prob, methods.score(methods.of_density(model, rows, density), model, method)
+    missing = rows.lost
     status = final_status(rows, log_prob)
     p_value = p_values(score, methods.score(model.calibration.numpy(), model, method))
     columns = {
@@ -122,8 +123,10 @@ def score_batch(
         "score": pa.array(score, mask=missing),
         "p_value": pa.array(p_value, mask=missing | (not comparable)),
         "status": pa.array(np.array(NAMES)[status], pa.string()),
+        "log_prob_error": pa.array(density.error, mask=missing | ~rows.holes),
     }
     if isinstance(model.codec, ImageCodec):
+        del columns["log_prob_error"]
         columns["bits_per_dim"] = pa.array(-log_prob / (math.log(2) * model.codec.features), mask=missing)
     if level:
         columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)

@@ -75,7 +75,10 @@ def train(
     began, folder = time.monotonic(), pathlib.Path(run) if run is not None else None
     if init_from is not None:
         _start_from(prepared, init_from)
-    trainer = Trainer(prepared.flow, prepared.codec, prepared.rows, prepared.held_out, prepared.recipe.train, progress)
+    trainer = Trainer(
+        prepared.flow, prepared.codec, prepared.baseline, prepared.rows, prepared.held_out, prepared.recipe.train,
+        progress,
+    )  # fmt: skip
     fingerprint = _fingerprint(prepared)
     start: State | None = None
     evaluations: list[Evaluation] = []
@@ -150,7 +153,7 @@ def _best(prepared: Prepared, state: State) -> Model:
     prepared.flow.eval()
     draft = prepared.model(np.zeros((1, 1)), {})
     parts = ingredients(draft, rows)
-    baseline = draft.rows_log_prob(rows, draft.baseline.log_prob)
+    baseline = draft.density(rows, draft.baseline.log_prob).complete
     some = random_rows(prepared.held_out, ROUND_TRIPS, prepared.recipe.train.seed)
     about = {
         "rows": len(prepared.rows),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from flowcli.baseline import Baseline
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.noise import uniforms
 from flowcli.errors import TrainingError
@@ -52,10 +53,12 @@ class Trainer:
     """
 
     def __init__(
-        self, flow: Flow, codec: Codec, rows: TrainingRows, held_out: Rows, settings: Train, progress: Progress
-    ) -> None:
+        self, flow: Flow, codec: Codec, baseline: Baseline, rows: TrainingRows, held_out: Rows, settings: Train,
+        progress: Progress,
+    ) -> None:  # fmt: skip
         self.device = devices.choose(settings.device)
-        self.flow, self.codec, self.rows, self.settings, self.progress = flow, codec, rows, settings, progress
+        self.flow, self.codec, self.baseline, self.rows = flow, codec, baseline, rows
+        self.settings, self.progress = settings, progress
         self.dtype = next(flow.parameters()).dtype
         flow.to(self.device)
         fits = devices.holds(self.device, rows.at_once * (codec.features + codec.context) * self.dtype.itemsize)
@@ -254,9 +257,11 @@ class Trainer:
     # -- data ----------------------------------------------------------------------------------------------------
 
     def _windows(self, epoch: int) -> Iterator[Encoded]:
-        """The windows that are left of an epoch: with new dequantisation noise each time, if any column is discrete."""
+        """The windows that are left of an epoch: with new dequantisation noise and new values for missing ones each
+        time, if there are such."""
         for parts in self.rows.windows(epoch, self.counters.window):
-            if self.codec.discrete or not isinstance(self.rows, Together):
+            drawn = self.codec.dequantised or any(rows.missing is not None for _, rows in parts)
+            if drawn or not isinstance(self.rows, Together):
                 yield self._encode(parts, epoch)
             else:
                 self.data = self.data or self._encode(parts, epoch)
@@ -269,10 +274,13 @@ class Trainer:
         for start, rows in parts:
             for i in range(0, len(rows), chunk):
                 self._poll()
-                raw = rows.raw[i : i + chunk]
+                raw, missing = rows.raw[i : i + chunk], None if rows.missing is None else rows.missing[i : i + chunk]
                 if epoch != HELD_OUT:
                     raw = self.codec.augmented(raw, uniforms(self.settings.seed, COINS + epoch, start + i, len(raw), 1))
-                part, log_det = self.codec.encode(raw, uniforms(self.settings.seed, epoch, start + i, *raw.shape))
+                u = uniforms(self.settings.seed, epoch, start + i, *raw.shape)
+                part, log_det = self.codec.encode(raw, u)
+                if missing is not None:
+                    part, _ = self.baseline.completed(part, missing, torch.special.ndtri(u))
                 y[done : done + len(raw)] = part
                 total, done = total + float(log_det.sum()), done + len(raw)
         given = [rows.context for _, rows in parts if rows.context is not None]

@@ -13,16 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from flowcli import recipe as recipes
-from flowcli.data.codec import Codec, Rows, TableCodec, require
+from flowcli.baseline import Baseline
+from flowcli.data.codec import Codec, Rows
+from flowcli.data.columns import Constant, Gated, Told
 from flowcli.data.groups import Groups
 from flowcli.data.image import COLUMN as IMAGE
 from flowcli.data.image import ImageCodec
+from flowcli.data.kinds import require
 from flowcli.data.noise import uniforms
 from flowcli.data.pictures import Pictures, hold_pictures
 from flowcli.data.source import STDIN, Source
-from flowcli.data.status import MISSING
+from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
-from flowcli.model import Baseline, Model, dtype_of, new_flow, rows_at_once
+from flowcli.model import Model, dtype_of, new_flow, rows_at_once
 from flowcli.recipe import Column, Image, Recipe
 from flowcli.training.loop import HELD_OUT, batch_size
 from flowcli.training.rows import Streamed, Together, TrainingRows, usable
@@ -31,6 +34,7 @@ from flowcli.training.survey import Split, require_rows, survey
 if TYPE_CHECKING:
     import pandas as pd
 
+RECIPE_KINDS = {"counted": "integer"}  # what a recipe calls a kind of column, where it is not its name
 MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at most
 LARGE = 1 << 30  # bytes of rows that are streamed rather than held in memory, unless the recipe says
 
@@ -53,13 +57,15 @@ class Prepared:
         kept_out = self.codec.read(split.held_out)
         self.held_out = _usable(kept_out, "held-out")
         # Unseen levels and impossible values are part of what held-out rows are: p-values must know of them.
-        self.calibration = kept_out.take(torch.from_numpy(np.flatnonzero(kept_out.status < MISSING)))
+        self.calibration = kept_out.take(torch.from_numpy(np.flatnonzero(~kept_out.lost)))
         self.recipe = _resolved(recipe, self.codec, batch, split.stream is not None)
         torch.manual_seed(recipe.train.seed)
         self.flow = new_flow(self.recipe, self.codec)
         some = random_rows(some, MAX_NUMBERS // self.codec.features, recipe.train.seed)
         y, _ = self.codec.encode(some.raw, uniforms(recipe.train.seed, HELD_OUT + 1, 0, *some.raw.shape))
-        self.baseline = Baseline.of(y)
+        self.baseline = Baseline.of(y, some.missing, self.codec.cells)
+        if some.missing is not None:
+            y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
         first = rows_at_once(self.codec.features)
         self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
         self.flow.to(dtype_of(recipe))
@@ -165,9 +171,11 @@ def _resolved(recipe: Recipe, codec: Codec, batch: int, stream: bool) -> Recipe:
     """The recipe with what was found in the data written into it."""
     columns = dict(recipe.data.columns)
     for column in (*(codec.columns if isinstance(codec, TableCodec) else ()), *codec.given):
-        options = columns.get(column.name, Column())
-        if column.kind != "constant":
-            kind = "bool" if column.arrow_type == "bool" else column.kind
+        options, value = columns.get(column.name, Column()), column
+        if isinstance(column, Gated):
+            options, value = options.model_copy(update={"atoms": [*column.atoms]}), column.value
+        if not isinstance(column, Constant | Told):
+            kind = "bool" if column.arrow_type == "bool" else RECIPE_KINDS.get(value.kind, value.kind)
             columns[column.name] = options.model_copy(update={"type": kind})
     train = recipe.train.model_copy(update={"batch_size": batch, "stream": stream})
     data = recipe.data

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.groups import Groups
 from flowcli.data.noise import uniforms
-from flowcli.data.status import OK
+from flowcli.data.status import MISSING, OK
 
 SPLIT = 2**34  # the epoch whose draws say which rows of a stream are held out
 WINDOW, BATCHES = 1 << 24, 16  # numbers in a window of a stream, at most; but so many batches, at least
@@ -109,13 +109,13 @@ def draws(groups: Groups, seed: int, group: int) -> NDArray[np.float64]:
 
 def usable(rows: Rows) -> Rows:
     """Those that have a density."""
-    keep = torch.from_numpy(np.flatnonzero(rows.status == OK))
+    keep = torch.from_numpy(np.flatnonzero(np.isin(rows.status, (OK, MISSING)) & ~rows.lost))
     return rows if len(keep) == len(rows) else rows.take(keep)
 
 
 def digest(rows: Rows) -> str:
     """SHA-256 of the rows' numbers and context."""
     found = hashlib.sha256()
-    for part in (rows.raw, rows.context):
+    for part in (rows.raw, rows.context, rows.missing):
         found.update(b"" if part is None else part.numpy().tobytes())
     return found.hexdigest()

@@ -1,0 +1,90 @@
+"""Columns that are partly discrete: spikes at single values, and values that are not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from flowcli.data.columns.column import HALF_LOG_2PI, Cells, Codes, ColumnCodec, Floats, numbers, placed, require
+from flowcli.data.columns.integer import Integer
+from flowcli.data.columns.moment import Moment
+from flowcli.data.columns.real import Real
+from flowcli.data.status import MISSING, OK
+
+
+@dataclass(frozen=True)
+class Gated(ColumnCodec):
+    """A gate and a value: the gate is a discrete number that says whether there is a value of the continuous kind, or
+    the column is at one of its ``atoms``, or, with ``gaps``, is missing.
+
+    p(x) is then a probability at an atom, and P(gate open)·p(x | open) elsewhere; the likelihood stays finite however
+    many rows are at one value. Behind a closed gate the flow's number is drawn from the standard Gaussian, y = Φ⁻¹(u)
+    with log|dy/du| = −log φ(y): averaged over u, exp(log_prob) integrates the number out, whatever the flow makes of
+    it.
+    """
+
+    value: Real | Integer | Moment
+    atoms: tuple[float, ...]
+    gaps: bool
+    counts: tuple[int, ...]  # open, at each atom, missing
+
+    kind: ClassVar[str] = "gated"
+    dequantised: ClassVar[bool] = True
+
+    def check(self) -> None:
+        require(len(self.counts) == 1 + len(self.atoms) + self.gaps and min(self.counts) >= 0, "a count for every gate")
+        require(len(set(self.atoms)) == len(self.atoms) and len(self.counts) > 1, "its atoms are different values")
+        require(self.value.name == self.name and self.value.width == 1 and self.value.continuous, "it gates one number")
+        self.value.check()
+
+    @property
+    def largest(self) -> int:
+        return self.value.largest
+
+    @property
+    def cells(self) -> Cells:
+        smoothed = torch.tensor([n + 1 for n in self.counts], dtype=torch.float64)
+        return Cells(smoothed / smoothed.sum(), None)
+
+    def read(self, values: pa.Array) -> tuple[Floats, Codes]:
+        raw, status = self.value.read(values)
+        gate = np.zeros(len(raw))
+        if self.atoms:
+            x = numbers(values)
+            for i, atom in enumerate(self.atoms, 1):
+                gate[x == atom] = i
+        if self.gaps:
+            gate[status == MISSING] = len(self.counts) - 1
+        status = np.where(gate > 0, np.int8(OK), status)
+        return np.stack([gate, raw[:, 0]], 1), status
+
+    def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_slope = self.value.encode(raw[:, 1:], u[:, 1:])
+        filler = torch.special.ndtri(u[:, 1:])
+        closed = raw[:, 0] > 0
+        y = torch.where(closed[:, None], filler, y)
+        log_slope = torch.where(closed, 0.5 * filler[:, 0].square() + HALF_LOG_2PI, log_slope)
+        return torch.cat([placed(raw[:, :1], u[:, :1]), y], 1), log_slope
+
+    def decode(self, y: Tensor) -> Tensor:
+        gate = y[:, :1].floor().clamp(0, len(self.counts) - 1)
+        return torch.cat([gate, self.value.decode(y[:, 1:])], 1)
+
+    def write(self, raw: Floats) -> pa.Array:
+        gate = raw[:, 0].astype(np.int64)
+        usual = self.value.usual()[0]
+        values = self.value.write(np.where(gate == 0, raw[:, 1], usual)[:, None])
+        for i, atom in enumerate(self.atoms, 1):
+            at = pa.array([atom], pa.float64()).cast(values.type)
+            values = pa.compute.if_else(pa.array(gate == i), at[0], values)
+        if self.gaps:
+            values = pa.compute.if_else(pa.array(gate == len(self.counts) - 1), pa.scalar(None, values.type), values)
+        return values
+
+    def usual(self) -> Floats:
+        return np.array([float(np.argmax(self.counts)), self.value.usual()[0]])

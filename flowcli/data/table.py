@@ -1,0 +1,186 @@
+"""The codec of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowcli.data.codec import Codec, Rows
+from flowcli.data.columns import Cells, ColumnCodec, Told, arrow_type, columns_of, is_number
+from flowcli.data.kinds import fit_columns, refuse_holes, require, telling_rows, values_of
+from flowcli.data.noise import lattice
+from flowcli.data.status import MISSING, OK
+from flowcli.errors import DataError
+from flowcli.recipe.schema import Column, Data, reached
+
+
+@dataclass(frozen=True)
+class TableCodec(Codec):
+    """The modelled columns, in order, and the given ones: chosen and typed once, at ``fit``, the same ever after.
+
+    The flow's vector has the discrete numbers of all columns first and then the continuous ones. ``imputed`` names the
+    columns whose missing values are taken for usual ones.
+    """
+
+    columns: tuple[ColumnCodec, ...]
+    given: tuple[ColumnCodec, ...] = ()
+    imputed: tuple[str, ...] = ()
+
+    POINTS: ClassVar[int] = 32  # places in each cell; four times that beyond two dequantised columns
+
+    @staticmethod
+    def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
+        """Type and scale the columns of a training table, which has those that are ``used``; ``whole`` is the table it
+        was taken from. Raises DataError: values that may not be missing or infinite, unusable types, nothing left to
+        model."""
+        whole = whole or table
+        for name in table.column_names:
+            refuse_holes(name, whole.column(name), data.columns.get(name, Column()))
+        modelled = [name for name in table.column_names if name not in data.given]
+        columns = fit_columns(modelled, table, data, whole, counting=True)
+        given = fit_columns(data.given, table, data, whole, counting=False)
+        if not any(column.width for column in columns):
+            raise DataError("no column is left to model: all are excluded, given or constant.")
+        imputed = tuple(c.name for c in columns if data.columns.get(c.name, Column()).missing == "impute")
+        return TableCodec(columns, given, imputed)
+
+    @staticmethod
+    def used(schema: pa.Schema, data: Data) -> list[str]:
+        """The columns to model, in order, and then the given ones."""
+        for name in (*(data.include or []), *data.exclude, *data.given, *data.columns):
+            require(schema, name, "the data")
+        left_out = {*data.exclude, *data.given}
+        return [*(name for name in data.include or schema.names if name not in left_out), *data.given]
+
+    @staticmethod
+    def numbers(table: pa.Table, data: Data) -> int:
+        """As many as it has columns, and a text column of the context has levels."""
+        text = [n for n in data.given if not is_number(table.schema.field(n).type)]
+        return len(table.column_names) + sum(len(table.column(n).combine_chunks().unique()) for n in text)
+
+    @staticmethod
+    def telling(table: pa.Table, data: Data) -> NDArray[np.int64]:
+        return telling_rows(table.column_names, table, data)
+
+    @property
+    def slots(self) -> list[list[int]]:
+        """Where in the flow's vector the numbers of each column are."""
+        discrete = [int(column.cells is not None) for column in self.columns]
+        starts = accumulate(discrete, initial=0)
+        ends = accumulate((int(column.continuous) for column in self.columns), initial=sum(discrete))
+        places = zip(self.columns, discrete, starts, ends, strict=False)
+        return [[*range(a, a + d), *range(b, b + column.continuous)] for column, d, a, b in places]
+
+    @property
+    def features(self) -> int:
+        return sum(column.width for column in self.columns)
+
+    @property
+    def cells(self) -> tuple[Cells, ...]:
+        return tuple(cells for column in self.columns if (cells := column.cells) is not None)
+
+    @property
+    def dequantised(self) -> bool:
+        return any(column.dequantised for column in self.columns)
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        return {c.name: arrow_type(c.arrow_type) for c in self.columns} | super().types
+
+    def column(self, name: str) -> ColumnCodec:
+        return next(column for column in (*self.columns, *self.given) if column.name == name)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(column.name, self.types[column.name]) for column in self.columns])
+
+    def read(self, batch: pa.RecordBatch | pa.Table) -> Rows:
+        context, status = self._context(batch)
+        lost = status == MISSING
+        raw = torch.empty(batch.num_rows, self.features, dtype=torch.float64)
+        missing = torch.zeros(batch.num_rows, self.features, dtype=torch.bool)
+        for column, slots in zip(self.columns, self.slots, strict=True):
+            values = values_of(batch, column)
+            numbers, codes = column.read(values)
+            if isinstance(column, Told):
+                codes = column.read_beside(values, [values_of(batch, self.column(key)) for key in column.by])
+            gone = codes == MISSING
+            if gone.any():
+                numbers[gone] = column.usual()
+                if column.name in self.imputed:
+                    codes = np.where(gone, np.int8(OK), codes)
+                else:
+                    missing[:, slots] |= torch.from_numpy(gone)[:, None]
+            status = np.maximum(status, codes)
+            raw[:, slots] = torch.from_numpy(numbers)
+        return Rows(raw, context, status, lost, missing if missing.any() else None)
+
+    def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_slopes = self.encode_columns(raw, u)
+        return y, log_slopes.sum(1)
+
+    def encode_columns(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The flow's vectors ``(n, features)`` and each column's part of log|dy/dx|, ``(n, columns)``."""
+        y, parts = torch.empty_like(raw), []
+        for column, slots in zip(self.columns, self.slots, strict=True):
+            y[:, slots], log_slope = column.encode(raw[:, slots], u[:, slots])
+            parts.append(log_slope)
+        return y, torch.stack(parts, 1)
+
+    def decode_raw(self, y: Tensor) -> Tensor:
+        """Raw numbers for the flow's vectors, both ``(n, features)``."""
+        raw = torch.empty_like(y)
+        for column, slots in zip(self.columns, self.slots, strict=True):
+            raw[:, slots] = column.decode(y[:, slots])
+        return raw
+
+    @property
+    def points(self) -> int:
+        dequantised = sum(column.dequantised for column in self.columns)
+        return (self.POINTS if dequantised <= 2 else 4 * self.POINTS) if dequantised else 1
+
+    def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
+        """Spread evenly, the same for every row; one, the middle, where it does not matter."""
+        yield from lattice((samples or self.points) if self.dequantised else 1, self.features)[:, None]
+
+    def decode(self, y: Tensor) -> pa.RecordBatch:
+        """Types and levels are restored, constants put back, and what others tell is looked up."""
+        raw, arrays = self.decode_raw(y.double()).numpy(), {}
+        for column, slots in zip(self.columns, self.slots, strict=True):
+            arrays[column.name] = column.write(raw[:, slots])
+        waiting = [column for column in self.columns if isinstance(column, Told)]
+        while waiting:  # those whose columns are there by now
+            names = {column.name for column in waiting}
+            ready = [column for column in waiting if not names & {*column.by}]
+            for column in ready:
+                arrays[column.name] = column.write_beside([arrays[key] for key in column.by])
+            waiting = [column for column in waiting if column not in ready]
+        return pa.RecordBatch.from_arrays([*arrays.values()], schema=self.schema)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "columns": [c.to_dict() for c in self.columns],
+            "given": [c.to_dict() for c in self.given],
+            "imputed": [*self.imputed],
+        }
+
+    @staticmethod
+    def from_dict(codec: Mapping[str, Any]) -> TableCodec:
+        """The codec that :meth:`to_dict` described. Raises ValueError, KeyError or TypeError for another."""
+        plain = TableCodec(columns_of(codec["columns"]), columns_of(codec["given"]), tuple(codec["imputed"]))
+        names = [column.name for column in (*plain.columns, *plain.given)]
+        if len(set(names)) < len(names) or not plain.features or not {*plain.imputed} <= {*names}:
+            raise ValueError("a column is there twice, or none is modelled")
+        told = {column.name: column.by for column in plain.columns if isinstance(column, Told)}
+        for name, by in told.items():
+            if name in reached(told, by) or not {*by} <= {column.name for column in plain.columns}:
+                raise ValueError(f"column '{name}' is told by what is not there")
+        return plain
