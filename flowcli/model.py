@@ -147,14 +147,14 @@ class Model:
         chunk = rows_at_once(self.codec.features)
         out = np.zeros((3, len(rows)))
         for index in _chunks(~rows.holes, chunk):
-            some = rows.take(index)
+            some = rows.take(torch.from_numpy(index))
             terms = []
             for place in self.codec.places(some.raw, samples):
                 y, log_det = self.codec.encode(some.raw, place.expand(some.raw.shape))
                 terms.append(density(y, some.context) + log_det)
             out[0, index] = out[2, index] = (torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))).numpy()
         for index in _chunks(rows.holes, chunk):
-            out[:, index] = self._marginal(rows.take(index), density)
+            out[:, index] = self._marginal(rows.take(torch.from_numpy(index)), density)
         impossible = ~np.isfinite(out[0]) | np.isin(rows.status, (NONFINITE, VIOLATED))
         out[:, impossible] = np.array([-np.inf, 0.0, -np.inf])[:, None]
         out[:, rows.lost] = np.nan
@@ -385,9 +385,9 @@ def codec_from_dict(codec: Mapping[str, Any]) -> Codec:
     return ImageCodec.from_dict(codec) if "image" in codec else TableCodec.from_dict(codec)
 
 
-def _chunks(which: NDArray[np.bool_], size: int) -> Iterator[Tensor]:
+def _chunks(which: NDArray[np.bool_], size: int) -> Iterator[NDArray[np.int64]]:
     """The places of the rows that are meant, so many at a time."""
-    places = torch.from_numpy(np.flatnonzero(which))
+    places = np.flatnonzero(which)
     for start in range(0, len(places), size):
         yield places[start : start + size]
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 import flowcli
 from flowcli.data import groups
-from flowcli.data.codec import TableCodec
 from flowcli.data.source import Source
+from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
 from flowcli.recipe import from_dict
 from flowcli.training import rows as training_rows

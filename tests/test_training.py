@@ -39,8 +39,9 @@ class Ear(Progress):
 def trainer(frame: pd.DataFrame, recipe: dict = SMALL, ear: Progress | None = None) -> Trainer:
     prepared = prepare(from_dict(recipe), frame)
     return Trainer(
-        prepared.flow, prepared.codec, prepared.rows, prepared.held_out, prepared.recipe.train, ear or Progress()
-    )
+        prepared.flow, prepared.codec, prepared.baseline, prepared.rows, prepared.held_out, prepared.recipe.train,
+        ear or Progress(),
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -107,13 +107,11 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
         if counting and options.atoms == "auto" and Counted.fits(values):
             return Counted.fit(name, values, gaps or None)
     atoms = _atoms(values, options, rows) if counting else []
-    rest = values.filter(pc.invert(pc.is_in(values, pa.array(atoms, values.type)))) if atoms else values
-    rest = rest if len(rest) >= FEW else values
+    rest, whole = _without(atoms, values), _without(atoms, whole)
     if kind == "integer":
         value: Real | Integer = Integer.fit(name, rest)
     else:
-        other = whole.filter(pc.invert(pc.is_in(whole, pa.array(atoms, values.type)))) if atoms else whole
-        Real.fit(name, other, options.transform, options.low, options.high)  # is every value in the domain?
+        Real.fit(name, whole, options.transform, options.low, options.high)  # is every value in the domain?
         value = Real.fit(name, rest, options.transform, options.low, options.high)
     if not atoms and not gaps:
         return value
@@ -135,6 +133,12 @@ def _atoms(values: pa.Array, options: Column, rows: int) -> list[float]:
     often = pc.greater_equal(counts.field("counts"), max(SPIKE * rows, FEW))
     found: list[float] = sorted(counts.field("values").filter(often).to_pylist())
     return found
+
+
+def _without(atoms: list[float], values: pa.Array) -> pa.Array:
+    """The values that are at no atom; all, if too few are left to take a scale from."""
+    rest = values.filter(pc.invert(pc.is_in(values, pa.array(atoms, values.type))))
+    return rest if len(rest) >= FEW else values
 
 
 def _told(name: str, by: Sequence[str], table: pa.Table, data: Data) -> Told:

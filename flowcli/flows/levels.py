@@ -68,8 +68,8 @@ class _Masses:
     """One column's masses p = (1 − ε)·softmax(log f + logits) + ε·f for each row, with ε = ``FLOOR``.
 
     f ``(K,)`` are the cells' frequencies and logits ``(n, K)`` the network's. Codes and what is returned are
-    ``(n, 1)``. Only ``log`` carries gradients. Sums over cells are taken in ``exact``, and there divided by their total:
-    a float32 softmax sums to 1 ± 1e-7, and what lies above 1 would be out of reach of any v.
+    ``(n, 1)``. Only ``log`` carries gradients. Sums over cells are taken in ``exact`` and divided by their total: a
+    float32 softmax sums to 1 ± 1e-7, and the cells of what lies above 1 no v would reach.
     """
 
     FLOOR = 1e-4
@@ -167,7 +167,7 @@ class Levels(Bijection):
             below.append(masses.below(codes[-1]))
         log_masses = torch.cat(logs, 1)
         u = (v - torch.cat(below, 1)) / log_masses.detach().to(exact).exp()
-        x = torch.cat(codes, 1) + u.clamp(0, 1)
+        x = torch.cat(codes, 1) + self._inside(u, y.dtype)
         return x.to(y.dtype), -_log_det(log_masses, y)
 
     def _inside(self, u: Tensor, dtype: torch.dtype) -> Tensor:

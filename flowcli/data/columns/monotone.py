@@ -47,39 +47,41 @@ class Monotone:
         require(len(self.x) == len(self.y) == len(self.slopes) > 1, "a curve has as many slopes as points")
         require(rises and min(self.slopes) > 0, "a curve rises")
 
-    def _bins(self, at: Tensor, edges: Tensor) -> tuple[Tensor, ...]:
+    def _bins(self, at: Tensor, edges: tuple[float, ...]) -> tuple[Tensor, ...]:
+        """Of the bin that each point is in: x₀, width, y₀, height, and the slopes at its ends over its chord's."""
         x, y, d = (torch.tensor(part, dtype=torch.float64) for part in (self.x, self.y, self.slopes))
-        i = (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(x) - 2)
-        return x[i], x[i + 1] - x[i], y[i], y[i + 1] - y[i], d[i], d[i + 1]
+        inner = torch.tensor(edges[1:-1], dtype=torch.float64)
+        i = torch.searchsorted(inner, at.contiguous(), right=True)
+        width, height = x[i + 1] - x[i], y[i + 1] - y[i]
+        return x[i], width, y[i], height, d[i] / (height / width), d[i + 1] / (height / width)
 
     def forward(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log dy/dx, both ``(n,)``.
+        """y and log dy/dx, of the shape of ``at``.
 
-        With θ the share of the bin, s its chord: y = y₀ + h·(sθ² + d₀θ(1−θ)) / (s + (d₀+d₁−2s)·θ(1−θ)), whose
-        denominator is at least s/2.
+        With θ the share of the bin, r its ends' slopes over the chord's: y = y₀ + h·(θ² + r₀θ(1−θ)) / (1 + (r₀+r₁−2)·
+        θ(1−θ)), whose denominator is at least 1/2.
         """
-        x0, w, y0, h, d0, d1 = self._bins(at, torch.tensor(self.x, dtype=torch.float64))
-        theta, s = ((at - x0) / w).clamp(0, 1), h / w
+        x0, w, y0, h, r0, r1 = self._bins(at, self.x)
+        theta = ((at - x0) / w).clamp(0, 1)
         product = theta * (1 - theta)
-        below = s + (d0 + d1 - 2 * s) * product
-        y = y0 + h * (s * theta.square() + d0 * product) / below
-        slope = s.square() * (d1 * theta.square() + 2 * s * product + d0 * (1 - theta).square()) / below.square()
+        below = 1 + (r0 + r1 - 2) * product
+        y = y0 + h * (theta.square() + r0 * product) / below
+        relative = (r1 * theta.square() + 2 * product + r0 * (1 - theta).square()) / below.square()
         (first, last), (left, right) = (self.x[0], self.x[-1]), (self.slopes[0], self.slopes[-1])
         y = torch.where(at < first, self.y[0] + left * (at - first), y)
         y = torch.where(at > last, self.y[-1] + right * (at - last), y)
-        return y, slope.log()  # at an end's θ, 0 or 1, it is the outer slope
+        return y, relative.log() + (h / w).log()  # at an end's θ, 0 or 1, it is the outer slope
 
     def inverse(self, at: Tensor) -> Tensor:
         """x for y: the root of a quadratic aθ² + bθ + c = 0 in the form that never cancels (Durkan et al. 2019,
         equations 6 to 8)."""
-        x0, w, y0, h, d0, d1 = self._bins(at, torch.tensor(self.y, dtype=torch.float64))
-        rise, s = (at - y0).clamp(min=0).minimum(h), h / w
-        total = d0 + d1 - 2 * s
-        a, b, c = h * (s - d0) + rise * total, h * d0 - rise * total, -s * rise
+        x0, w, y0, h, r0, r1 = self._bins(at, self.y)
+        rise = ((at - y0) / h).clamp(0, 1)
+        total = r0 + r1 - 2
+        a, b, c = 1 - r0 + rise * total, r0 - rise * total, -rise
         root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
-        theta = torch.where(
-            b >= 0, 2 * c / torch.where(b >= 0, -b - root, -1.0), (root - b) / torch.where(b < 0, 2 * a, 1.0)
-        )
+        up = b >= 0  # each branch's unused divisor is replaced by 1
+        theta = torch.where(up, 2 * c / torch.where(up, -b - root, -1.0), (root - b) / torch.where(up, 1.0, 2 * a))
         x = x0 + theta.clamp(0, 1) * w
         (first, last), (left, right) = (self.y[0], self.y[-1]), (self.slopes[0], self.slopes[-1])
         x = torch.where(at < first, self.x[0] + (at - first) / left, x)

@@ -65,7 +65,8 @@ class Real(ColumnCodec):
             if not np.isfinite(spread):
                 raise DataError(f"column '{name}': spreads too far for a quantile transform; asinh bears it.")
             found["curve"] = Monotone.to_gaussian(x)
-            start = Real(name, str(values.type), transform, 0.0, 1.0, **found)
+            # Gaussian scores are scaled already.
+            return Real(name, str(values.type), transform, 0.0, 1.0, **found, decimals=_decimals(x, values.type))
         t, _ = start._transform(torch.from_numpy(x))
         with np.errstate(over="ignore", invalid="ignore"):
             centre, scale = robust_scale(t.numpy())
