@@ -117,4 +117,24 @@ class Mixture(Base):
         return self.means[picked] + temperature * self.log_scales()[picked].exp() * self._normal(n, generator)
 
 
+class Product(Base):
+    """The standard Gaussian on the first ``discrete`` columns, the latents of :class:`Levels`; ``rest`` on the others.
+
+    The temperature is the others' alone: a discrete column's latent is Φ⁻¹ of a place among its cells, and drawing it
+    nearer to 0 would favour the cells in the middle of an order that may mean nothing.
+    """
+
+    def __init__(self, discrete: int, rest: Base) -> None:
+        super().__init__(discrete + rest.features)
+        self.discrete, self.rest = Gaussian(discrete), rest
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        discrete, rest = z.split([self.discrete.features, self.rest.features], 1)
+        log_prob: Tensor = self.discrete.log_prob(discrete) + self.rest.log_prob(rest)
+        return log_prob
+
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        return torch.cat([self.discrete.sample(n, generator), self.rest.sample(n, generator, temperature)], 1)
+
+
 BASES: dict[str, type[Base]] = {"gaussian": Gaussian, "uniform": Uniform, "student_t": StudentT, "mixture": Mixture}

@@ -184,24 +184,27 @@ class _Columns:
         return self.blocks[0]
 
 
-class MADE(nn.Module):
+class MaskedMLP(nn.Module):
     """A masked network whose outputs for column i see only columns before i (Germain et al. 2015), and the context.
 
+    Column i is ``inputs[i]`` numbers on the way in and ``outputs[i]`` on the way out; rows in are ``(n, Σ inputs)``,
+    rows out ``(n, Σ outputs)``.
+
     Hidden units are sorted by degree, so every mask is block lower-triangular. A unit of degree d sees the context and
-    the first d columns. That makes ``step`` possible: once column d is known, only the units of degree d are new, in
-    every layer, and the walk over all columns costs one pass's arithmetic instead of ``features`` passes.
+    the first d columns. That makes ``walk`` possible: once column d is known, only the units of degree d are new, in
+    every layer, and the walk over all columns costs one pass's arithmetic instead of one pass for each.
     """
 
-    def __init__(self, features: int, context: int, hidden: Sequence[int], outputs: int) -> None:
+    def __init__(self, inputs: Sequence[int], context: int, hidden: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
-        self.features, self.context, self.outputs = features, context, outputs
+        features = len(inputs)
         # Degrees 0 … features−1; degree 0 is worth units only where there is a context for them to see.
         lowest = 0 if context or features == 1 else 1
         spread = features - lowest
         degrees = [
-            [0] * context + list(range(1, features + 1)),
+            [0] * context + [column + 1 for column, width in enumerate(inputs) for _ in range(width)],
             *([lowest + unit * spread // width for unit in range(width)] for width in hidden),
-            [column for column in range(features) for _ in range(outputs)],
+            [column for column, width in enumerate(outputs) for _ in range(width)],
         ]
         pairs = list(pairwise(degrees))
         self.layers = nn.ModuleList(
@@ -211,34 +214,44 @@ class MADE(nn.Module):
         self.ends = [[bisect.bisect_right(sorted_, d) for d in range(features)] for sorted_ in degrees]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters ``(n, features, outputs)`` from rows ``(n, features)``."""
-        n = x.shape[0]
+        """Parameters ``(n, Σ outputs)`` from rows ``(n, Σ inputs)``."""
         if context is not None:
             x = torch.cat([context, x], 1)
         for i, layer in enumerate(self.layers):
             x = layer(F.silu(x) if i else seen(x))
-        return x.view(n, self.features, self.outputs)
+        return x
 
     def walk(self, like: Tensor, context: Tensor | None = None) -> Walk:
-        """Begin a walk over the columns of rows ``like (n, features)``."""
+        """Begin a walk over the columns, for as many rows as ``like`` has and in its precision."""
         return Walk(self, like, context)
 
 
-class Walk:
-    """One pass of a MADE taken a column at a time: ``parameters`` for the next column, then ``append`` its values."""
+class MADE(MaskedMLP):
+    """The masked network with one number in and ``outputs`` numbers out for each of ``features`` columns."""
 
-    def __init__(self, net: MADE, like: Tensor, context: Tensor | None) -> None:
+    def __init__(self, features: int, context: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__([1] * features, context, hidden, [outputs] * features)
+        self.shape = (features, outputs)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters ``(n, features, outputs)`` from rows ``(n, features)``."""
+        return super().forward(x, context).view(-1, *self.shape)
+
+
+class Walk:
+    """One pass taken a column at a time: ``parameters`` for the next column, then ``append`` its numbers."""
+
+    def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
         self.net = net
         self.degree = 0
         masked = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
         self.layers = [(layer.masked_weight(), layer.bias) for layer in masked]
-        widths = [net.context + net.features, *(len(bias) for _, bias in self.layers[:-1])]
-        self.known = [_Columns(like, width) for width in widths]
+        self.known = [_Columns(like, weight.shape[1]) for weight, _ in self.layers]
         if context is not None:
             self.known[0].append(seen(context))
 
     def parameters(self) -> Tensor:
-        """Parameters ``(n, outputs)`` of the next column, given those appended so far."""
+        """Parameters ``(n, outputs[i])`` of the next column i, given those appended so far."""
         d, ends = self.degree, self.net.ends
         for i, (weight, bias) in enumerate(self.layers):
             start = ends[i + 1][d - 1] if d else 0
@@ -250,6 +263,6 @@ class Walk:
         return block
 
     def append(self, column: Tensor) -> None:
-        """The values ``(n, 1)`` of the column just computed."""
+        """The numbers ``(n, inputs[i])`` of the column just computed."""
         self.known[0].append(seen(column))
         self.degree += 1

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from flowcli.flows.autoregressive import Autoregressive
-from flowcli.flows.base import BASES, Mixture
+from flowcli.flows.base import BASES, Base, Gaussian, Mixture, Product
 from flowcli.flows.bijection import Bijection, Chain, Inverted, Permutation
 from flowcli.flows.coupling import Checkerboard, Coupling
 from flowcli.flows.flow import Flow
+from flowcli.flows.levels import Cells, Embedding, Levels
 from flowcli.flows.linear import LU, ActNorm, Triangular
+from flowcli.flows.mixed import Mixed
 from flowcli.flows.multiscale import MultiScale, Squeeze
 from flowcli.flows.nets import ConvNet, RowNet
 from flowcli.flows.planar import Planar
@@ -199,6 +201,7 @@ def build(
     features: int,
     context: int = 0,
     shape: Shape | None = None,
+    cells: Sequence[Cells] = (),
     *,
     base: str,
     components: int,
@@ -207,11 +210,30 @@ def build(
 ) -> Flow:
     """The flow that a recipe's ``flow:`` section describes, at its start, for rows of ``features`` columns.
 
-    ``shape`` says that the rows are images. ``whiten`` puts a :class:`Triangular` layer first, for other rows. Raises
-    ValueError when a flow cannot take images of that shape.
+    ``shape`` says that the rows are images. ``cells`` says that the first columns are discrete: the flow of the type
+    is then of the others, given these, and need not be where there are no others. ``whiten`` puts a
+    :class:`Triangular` layer first, for other rows than images. Raises ValueError when a flow cannot take images of
+    that shape.
     """
-    stack: list[Bijection] = [Triangular(features)] if whiten and shape is None else []
     if type in IMAGE_FLOWS:
         options["shape"] = shape
-    stack += FLOWS[type](features, context, **options)
-    return Flow(stack, Mixture(features, components) if base == "mixture" else BASES[base](features))
+    continuous = features - len(cells)
+    levels = _levels(cells, context, options["hidden"], continuous) if cells else None
+    stack: list[Bijection] = []
+    if continuous:
+        stack += [Triangular(continuous)] if whiten and shape is None else []
+        stack += FLOWS[type](continuous, context + (levels.embedding.width if levels else 0), **options)
+    latent = _base(base, continuous, components)
+    return Flow([Mixed(levels, stack)], Product(len(cells), latent)) if levels else Flow(stack, latent)
+
+
+def _levels(cells: Sequence[Cells], context: int, hidden: Sequence[int], continuous: int) -> Levels:
+    # Nothing is conditioned on the last discrete column where no column comes after it.
+    return Levels(cells, context, hidden, Embedding(cells if continuous else cells[:-1]))
+
+
+def _base(name: str, features: int, components: int) -> Base:
+    """The base of that name; of no columns, the one without parameters."""
+    if not features:
+        return Gaussian(0)
+    return Mixture(features, components) if name == "mixture" else BASES[name](features)
