@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from flowcli.flows.flow import Flow
+from flowcli.flows.levels import Cells
 from flowcli.flows.nets import MaskedLinear
 from flowcli.flows.registry import IMAGE_FLOWS, build
 
@@ -51,10 +53,12 @@ def random_flow(
     seed: int = 0,
     spread: float = 0.1,
     shape: tuple[int, int, int] | None = None,
+    cells: Sequence[Cells] = (),
 ) -> Flow:
     """The case's flow with every parameter moved off its start by ``spread``·N(0, 1)."""
     torch.manual_seed(seed)
-    flow = build(features=features, context=context, shape=shape, base=base, components=3, whiten=True, **CASES[case])
+    options: dict[str, Any] = {"base": base, "components": 3, "whiten": True, **CASES[case]}
+    flow = build(features=features, context=context, shape=shape, cells=cells, **options)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(spread * torch.randn_like(parameter))

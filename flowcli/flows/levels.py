@@ -55,7 +55,7 @@ class Embedding(nn.Module):
         self.width = sum(self.widths)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """All blocks; of no columns, none."""
+        """All blocks side by side; of no columns, a block without width, in the codes' dtype."""
         return torch.cat([codes[:, :0], *(self.block(i, codes[:, i]) for i in range(len(self.tables)))], 1)
 
     def block(self, i: int, codes: Tensor) -> Tensor:
@@ -68,7 +68,8 @@ class _Masses:
     """One column's masses p = (1 − ε)·softmax(log f + logits) + ε·f for each row, with ε = ``FLOOR``.
 
     f ``(K,)`` are the cells' frequencies and logits ``(n, K)`` the network's. Codes and what is returned are
-    ``(n, 1)``. Only ``log`` carries gradients. Sums over cells are taken in ``exact``.
+    ``(n, 1)``. Only ``log`` carries gradients. Sums over cells are taken in ``exact`` and divided by their total: a
+    float32 softmax sums to 1 ± 1e-7, and the cells of what lies above 1 no v would reach.
     """
 
     FLOOR = 1e-4
@@ -77,6 +78,7 @@ class _Masses:
         self.frequencies, self.exact = frequencies, exact
         self.log_softmax = F.log_softmax(frequencies.log().to(logits.dtype) + logits, 1)
         self.softmax = self.log_softmax.detach().exp()
+        self.total = self.softmax.sum(1, keepdim=True, dtype=exact)
 
     def log(self, codes: Tensor) -> Tensor:
         """log p_k, as the log of the sum of its two terms' exponentials: neither has to be within range."""
@@ -88,11 +90,11 @@ class _Masses:
         before = torch.arange(self.softmax.shape[1], device=codes.device) < codes
         softmax = torch.where(before, self.softmax, 0).sum(1, keepdim=True, dtype=self.exact)
         floor = F.pad(self.frequencies.cumsum(0, dtype=self.exact), (1, 0))[codes]
-        return (1 - self.FLOOR) * softmax + self.FLOOR * floor
+        return (1 - self.FLOOR) * softmax / self.total + self.FLOOR * floor
 
     def find(self, v: Tensor) -> Tensor:
         """The cells where the cumulative sum reaches v ``(n, 1)``: c_{k−1} ≤ v < c_k."""
-        masses = (1 - self.FLOOR) * self.softmax.to(self.exact) + self.FLOOR * self.frequencies.to(self.exact)
+        masses = (1 - self.FLOOR) * (self.softmax / self.total) + self.FLOOR * self.frequencies.to(self.exact)
         codes = torch.searchsorted(masses.cumsum(1), v.contiguous(), right=True)
         return codes.clamp(max=masses.shape[1] - 1)  # the last c is 1 but for rounding
 
@@ -137,7 +139,7 @@ class Levels(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         codes, exact = self.codes(x), _exact(x)
-        logits = self.net(self.embedding(codes)[:, : self.before], context).split(self.sizes, 1)
+        logits = self.net(self.embedding(codes)[:, : self.before].to(x.dtype), context).split(self.sizes, 1)
         logs, below = [], []
         for i, frequencies in enumerate(self.frequencies.split(self.sizes)):
             masses = _Masses(logits[i], frequencies, exact)
