@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from flowcli.flows.base import Gaussian, Product
 from flowcli.flows.flow import Flow
-from flowcli.flows.levels import Cells, Levels
+from flowcli.flows.levels import Cells, Embedding, Levels
 from flowcli.flows.mixed import Mixed
 from flowcli.flows.registry import build
 
@@ -259,6 +259,18 @@ def test_a_new_layer_has_the_frequencies() -> None:
     flow = flow.float().double()  # as a model's flow may go
     assert (flow.log_prob(codes.double() + 0.5, c) - expected).abs().max() < 1e-6
     assert flow.log_prob(codes.double() + 0.5, c).exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_an_ordered_column_begins_as_its_values() -> None:
+    embedding = Embedding(cells(3, 40))
+    assert embedding.widths == [3, 17]
+    codes = torch.tensor([[0, 5], [2, 39]])
+    embedded = embedding(codes)
+    assert embedded.shape == (2, embedding.width)
+    assert torch.equal(embedded[:, 3:], embedding.block(1, codes[:, 1]))
+    assert (embedded[:, 3:19] == 0).all()
+    assert torch.equal(embedded[:, 19], torch.linspace(-1.5, 1.5, 40, dtype=torch.float64)[codes[:, 1]].float())
+    assert (embedded[0, :3] != embedded[1, :3]).all()
 
 
 def test_a_columns_masses_do_not_depend_on_itself_or_later_ones() -> None:

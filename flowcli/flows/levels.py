@@ -25,7 +25,10 @@ class Cells(NamedTuple):
 
 
 class _Table(nn.Embedding):
-    """One column's codes ``(n,)`` → ``(n, width)``: a learned vector and, where there is an order, the cell's value."""
+    """One column's codes ``(n,)`` → ``(n, width)``: a learned vector and, where there is an order, the cell's value.
+
+    With an order the vectors start at zero: neighbours begin alike, and rare cells stay what their values say.
+    """
 
     WIDEST = 16
 
@@ -35,6 +38,8 @@ class _Table(nn.Embedding):
         count = len(cells.frequencies)
         super().__init__(count, min(count, self.WIDEST))
         self.width = self.embedding_dim + (cells.values is not None)
+        if cells.values is not None:
+            nn.init.zeros_(self.weight)
         self.register_buffer("values", cells.values, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
