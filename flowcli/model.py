@@ -37,9 +37,10 @@ Encoded = Callable[[Tensor, Tensor | None], Tensor]  # a density of encoded rows
 DRAWS = 128  # of a row's missing values
 
 
-def rows_at_once(features: int) -> int:
+def rows_at_once(codec: Codec) -> int:
     """How many rows go through a flow at once: 8192, and fewer of wide ones, which need more memory each."""
-    return max(64, min(8192, (1 << 20) // features))
+    cells = sum(len(column.frequencies) for column in codec.cells)
+    return max(64, min(8192, (1 << 20) // codec.features, (1 << 24) // max(cells, 1)))
 
 
 class Density(NamedTuple):
@@ -144,7 +145,7 @@ class Model:
         constant column differs.
         """
         density, samples = density or self._flow_density, samples or self.points
-        chunk = rows_at_once(self.codec.features)
+        chunk = rows_at_once(self.codec)
         out = np.zeros((3, len(rows)))
         for index in _chunks(~rows.holes, chunk):
             some = rows.take(torch.from_numpy(index))
@@ -307,7 +308,7 @@ class Model:
     ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
         like = self.flow.base.anchor
-        size = rows_at_once(self.codec.features)  # rows that share a seed
+        size = rows_at_once(self.codec)  # rows that share a seed
         for part in range(-(-total // size)):
             start, stop = part * size, min((part + 1) * size, total)
             state = np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0]
@@ -331,7 +332,7 @@ class Model:
     @torch.no_grad()
     def decoded(self, z: Tensor, context: Tensor | None = None) -> pa.Table:
         """The rows whose latents are ``z (n, features)``."""
-        chunk = rows_at_once(self.codec.features)
+        chunk = rows_at_once(self.codec)
         batches = []
         for start in range(0, len(z), chunk):
             c = None if context is None else context[start : start + chunk]

@@ -115,12 +115,13 @@ def test_score_writes_a_row_for_every_row_in_every_format(folder: Path) -> None:
     first = tables["parquet"]
     assert list(first) == [
         "row_id", "source", "id", "x", "k", "site", "odd",
-        "log_prob", "score", "p_value", "is_anomaly", "status",
+        "log_prob", "score", "p_value", "is_anomaly", "status", "log_prob_error",
     ]  # fmt: skip
     assert first["row_id"].tolist() == first["id"].tolist() == list(range(400))
     assert (first["score"] == -first["log_prob"]).all()
     assert (first["is_anomaly"] == (first["p_value"] <= 0.1)).all()
     assert (first["status"] == "ok").all()
+    assert first["log_prob_error"].isna().all()  # no estimate: nothing is missing
     for table in tables.values():
         assert np.allclose(table["log_prob"], first["log_prob"], atol=1e-6)
         assert table["site"].tolist() == first["site"].tolist()
@@ -175,7 +176,9 @@ def test_rows_that_cannot_be_scored_are_still_written(folder: Path) -> None:
     assert scores["status"].tolist() == ["ok", "missing", "nonfinite", "unseen_category", "nonfinite", "missing"]
     assert np.isfinite(scores["score"][[0, 3]]).all()
     assert (scores["score"][[2, 4]] == np.inf).all()
-    assert scores["score"][[1, 5]].isna().all()
+    # What is missing is integrated out: the likelihood of what is there, and how well it is known.
+    assert np.isfinite(scores[["log_prob", "score", "log_prob_error"]].loc[[1, 5]]).all(axis=None)
+    assert scores["log_prob_error"].isna().tolist() == [True, False, True, True, True, False]
     assert scores["is_anomaly"][[2, 4]].tolist() == [True, True]
 
 

@@ -59,7 +59,7 @@ def scores(folder: Path, *options: object) -> pd.DataFrame:
 def test_fdr_flags_what_the_procedure_says(folder: Path) -> None:
     found = scores(folder, "--fdr", "0.1")
     has = found["p_value"].notna()
-    assert list(found.columns)[-2:] == ["is_anomaly", "status"]
+    assert list(found.columns)[-3:] == ["is_anomaly", "status", "log_prob_error"]
     assert (found["is_anomaly"].isna() == ~has).all()
     flags = found.loc[has, "is_anomaly"].astype(bool).to_numpy()
     assert np.array_equal(flags, benjamini_hochberg(found.loc[has, "p_value"].to_numpy(), 0.1))

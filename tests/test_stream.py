@@ -64,13 +64,14 @@ def prepared(*files: str, **data: Any) -> Prepared:
 def numbers(found: Prepared, epoch: int, start: int = 0) -> list[np.ndarray]:
     """The column ``x`` of each window."""
     windows = found.rows.windows(epoch, start)
-    return [torch.cat([part.raw[:, 0] for _, part in window]).numpy() for window in windows]
+    return [torch.cat([part.raw[:, found.codec.slots[0][0]] for _, part in window]).numpy() for window in windows]
 
 
 def test_each_row_is_held_out_or_learned_from_once_an_epoch(table: pa.Table, tmp_path: Path) -> None:
     found = prepared(parquet(table, tmp_path / "t.parquet"), exclude=["row"])
     assert isinstance(found.rows, Streamed)
-    held = found.held_out.raw[:, 0].numpy()
+    x = found.codec.slots[0][0]
+    held = found.held_out.raw[:, x].numpy()
     assert 0.07 * ROWS < len(held) < 0.13 * ROWS
     epochs = [numbers(found, epoch) for epoch in (0, 1)]
     for windows in epochs:
@@ -135,7 +136,7 @@ def test_what_only_one_row_tells_is_seen(table: pa.Table, tmp_path: Path, monkey
     assert isinstance(codec, TableCodec)
     kinds = {column.name: column.kind for column in codec.columns}
     assert kinds == {
-        "x": "real", "y": "real", "row": "integer", "s": "category", "k": "integer", "late": "real",
+        "x": "real", "y": "real", "row": "integer", "s": "category", "k": "integer", "late": "gated",
         "level": "category", "flag": "category", "code": "category", "one": "constant",
     }  # fmt: skip
     assert codec.column("code").levels == (3, 7)

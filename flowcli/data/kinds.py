@@ -27,6 +27,8 @@ from flowcli.errors import DataError
 from flowcli.recipe.schema import Column, Data
 
 SPIKE = 0.05  # the share of rows at one value that makes it an atom, where the recipe leaves that open
+STANDS_OUT = 10  # times the average frequency of a whole number, at which it is an atom
+MOST_ATOMS = 1000
 FEW = 8  # rows that a scale can be taken from, at least
 
 
@@ -106,7 +108,7 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
         Integer.fit(name, whole)  # is every value a whole number?
         if counting and options.atoms == "auto" and Counted.fits(values):
             return Counted.fit(name, values, gaps or None)
-    atoms = _atoms(values, options, rows) if counting else []
+    atoms = _atoms(values, options, rows, kind == "integer") if counting else []
     rest, whole = _without(atoms, values), _without(atoms, whole)
     if kind == "integer":
         value: Real | Integer = Integer.fit(name, rest)
@@ -125,13 +127,20 @@ def _ungated(moment: Moment, gaps: int) -> bool:
     return gaps > 0 and moment.continuous
 
 
-def _atoms(values: pa.Array, options: Column, rows: int) -> list[float]:
-    """The values at which a column has spikes: those that the recipe names, or that are frequent, in order."""
+def _atoms(values: pa.Array, options: Column, rows: int, whole: bool) -> list[float]:
+    """The values at which a column has spikes, in order: those that the recipe names; or that are frequent; or, of real
+    numbers that keep coming back, all. Whole numbers have their masses anyway, so there a spike must stand out."""
     if options.atoms != "auto":
         return sorted(options.atoms)
     counts = values.value_counts()
-    often = pc.greater_equal(counts.field("counts"), max(SPIKE * rows, FEW))
-    found: list[float] = sorted(counts.field("values").filter(often).to_pylist())
+    often = max(SPIKE * rows, FEW)
+    if whole:
+        often = max(often, STANDS_OUT * rows / len(counts))
+    elif len(counts) <= min(MOST_ATOMS, rows / Counted.EVIDENCE):
+        often = 1
+    found: list[float] = sorted(
+        counts.field("values").filter(pc.greater_equal(counts.field("counts"), often)).to_pylist()
+    )
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcli.data.codec import Codec, Rows
-from flowcli.data.columns import Cells, ColumnCodec, Told, arrow_type, columns_of, is_number
+from flowcli.data.columns import Cells, ColumnCodec, Integer, Told, arrow_type, columns_of, is_number
 from flowcli.data.kinds import fit_columns, refuse_holes, require, telling_rows, values_of
 from flowcli.data.noise import lattice
 from flowcli.data.status import MISSING, OK
@@ -33,8 +33,6 @@ class TableCodec(Codec):
     columns: tuple[ColumnCodec, ...]
     given: tuple[ColumnCodec, ...] = ()
     imputed: tuple[str, ...] = ()
-
-    POINTS: ClassVar[int] = 32  # places in each cell; four times that beyond two dequantised columns
 
     @staticmethod
     def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
@@ -89,7 +87,7 @@ class TableCodec(Codec):
 
     @property
     def dequantised(self) -> bool:
-        return any(column.dequantised for column in self.columns)
+        return self.points > 1
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -144,8 +142,9 @@ class TableCodec(Codec):
 
     @property
     def points(self) -> int:
-        dequantised = sum(column.dequantised for column in self.columns)
-        return (self.POINTS if dequantised <= 2 else 4 * self.POINTS) if dequantised else 1
+        """What its columns need; four times that where three or more depend on where in their cells they are."""
+        points = [column.points for column in self.columns]
+        return max(points) * (4 if sum(n >= Integer.points for n in points) > 2 else 1)
 
     def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
         """Spread evenly, the same for every row; one, the middle, where it does not matter."""

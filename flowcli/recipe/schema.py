@@ -46,8 +46,8 @@ class Column(Section):
     learned from and scored by what it has, which is right when values are missing for no reason that matters."""
     atoms: list[float] | Literal["auto"] = "auto"
     """Values of a `real` or `integer` column at which it has a spike (a repeated zero, a default): each gets a
-    probability of its own beside the density of the rest. `auto`: values that make up 5 % of the rows or more. `[]`:
-    none."""
+    probability of its own beside the density of the rest. `auto`: values that make up 5 % of the rows or more, and
+    stand out among whole numbers; all values of a real column that keep coming back. `[]`: none."""
     by: Annotated[list[str], Field(min_length=1, max_length=3)] | None = None
     """One to three other columns that tell this one (the distance, by origin and destination). It stays out of the
     flow: `sample` looks it up, and `score` marks a row that has another value."""

@@ -204,7 +204,7 @@ class Trainer:
         averaged.eval()
         log_probs = []
         with torch.no_grad():
-            chunk, given = rows_at_once(self.codec.features), self.held_out.context
+            chunk, given = rows_at_once(self.codec), self.held_out.context
             for i in range(0, len(self.held_out.y), chunk):
                 self._poll()
                 context = None if given is None else given[i : i + chunk].to(self.device)
@@ -270,7 +270,7 @@ class Trainer:
     def _encode(self, parts: Sequence[Part], epoch: int) -> Encoded:
         n = sum(len(rows) for _, rows in parts)
         y = torch.empty(n, self.codec.features, dtype=self.dtype)
-        total, done, chunk = 0.0, 0, 8 * rows_at_once(self.codec.features)
+        total, done, chunk = 0.0, 0, 8 * rows_at_once(self.codec)
         for start, rows in parts:
             for i in range(0, len(rows), chunk):
                 self._poll()

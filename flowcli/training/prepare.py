@@ -66,7 +66,7 @@ class Prepared:
         self.baseline = Baseline.of(y, some.missing, self.codec.cells)
         if some.missing is not None:
             y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
-        first = rows_at_once(self.codec.features)
+        first = rows_at_once(self.codec)
         self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
         self.flow.to(dtype_of(recipe))
 
@@ -171,9 +171,7 @@ def _resolved(recipe: Recipe, codec: Codec, batch: int, stream: bool) -> Recipe:
     """The recipe with what was found in the data written into it."""
     columns = dict(recipe.data.columns)
     for column in (*(codec.columns if isinstance(codec, TableCodec) else ()), *codec.given):
-        options, value = columns.get(column.name, Column()), column
-        if isinstance(column, Gated):
-            options, value = options.model_copy(update={"atoms": [*column.atoms]}), column.value
+        options, value = columns.get(column.name, Column()), column.value if isinstance(column, Gated) else column
         if not isinstance(column, Constant | Told):
             kind = "bool" if column.arrow_type == "bool" else RECIPE_KINDS.get(value.kind, value.kind)
             columns[column.name] = options.model_copy(update={"type": kind})

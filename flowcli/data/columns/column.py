@@ -54,7 +54,7 @@ class ColumnCodec(ABC):
 
     kind: ClassVar[str]
     continuous: ClassVar[bool] = True  # has it a continuous number?
-    dequantised: ClassVar[bool] = False  # does that depend on u?
+    points: ClassVar[int] = 1  # how many places u its density is averaged over; one, where it does not depend on u
 
     @property
     def cells(self) -> Cells | None:

@@ -16,6 +16,8 @@ from flowcli.data.columns.moment import Moment
 from flowcli.data.columns.real import Real
 from flowcli.data.status import MISSING, OK
 
+FEW = 8  # atoms up to which their order says nothing
+
 
 @dataclass(frozen=True)
 class Gated(ColumnCodec):
@@ -34,7 +36,6 @@ class Gated(ColumnCodec):
     counts: tuple[int, ...]  # open, at each atom, missing
 
     kind: ClassVar[str] = "gated"
-    dequantised: ClassVar[bool] = True
 
     def check(self) -> None:
         require(len(self.counts) == 1 + len(self.atoms) + self.gaps and min(self.counts) >= 0, "a count for every gate")
@@ -43,13 +44,23 @@ class Gated(ColumnCodec):
         self.value.check()
 
     @property
+    def points(self) -> int:  # type: ignore[override]
+        """Few: a flow soon learns that what is behind a closed gate is a standard Gaussian, and then one would do."""
+        return max(8, self.value.points)
+
+    @property
     def largest(self) -> int:
         return self.value.largest
 
     @property
     def cells(self) -> Cells:
         smoothed = torch.tensor([n + 1 for n in self.counts], dtype=torch.float64)
-        return Cells(smoothed / smoothed.sum(), None)
+        if len(self.atoms) <= FEW:
+            return Cells(smoothed / smoothed.sum(), None)
+        scaled = torch.zeros(len(self.counts), dtype=torch.float64)
+        atoms = torch.tensor(self.atoms, dtype=torch.float64)
+        scaled[1 : len(atoms) + 1] = (atoms - atoms.mean()) / atoms.std(correction=0).clamp(min=1e-300)
+        return Cells(smoothed / smoothed.sum(), scaled)
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
         raw, status = self.value.read(values)

@@ -44,7 +44,7 @@ class Integer(ColumnCodec):
     scale: float
 
     kind: ClassVar[str] = "integer"
-    dequantised: ClassVar[bool] = True
+    points: ClassVar[int] = 32  # with which the masses of a two-column table sum to 1 within 0.003
 
     @staticmethod
     def fit(name: str, values: pa.Array) -> Integer:

@@ -52,8 +52,8 @@ class Moment(ColumnCodec):
         return self.count.continuous
 
     @property
-    def dequantised(self) -> bool:  # type: ignore[override]
-        return self.count.dequantised
+    def points(self) -> int:  # type: ignore[override]
+        return self.count.points
 
     @property
     def cells(self) -> Cells | None:
