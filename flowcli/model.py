@@ -141,7 +141,7 @@ class Model:
         ``density`` is another density of encoded rows than the flow's. The density is averaged over K places in each
         row's cell (one, where it does not matter): log 1/K Σ exp(log p(y_k) + log|dy_k/dx|), which tends to the cell's
         true mass as K grows. ``samples`` is another K than the recipe's. Missing values are integrated out
-        (:meth:`_marginal`). NaN for a row of which nothing can be said; −∞ where the density is zero, underflows, or a
+        (:meth:`completed`). NaN for a row of which nothing can be said; −∞ where the density is zero, underflows, or a
         constant column differs.
         """
         density, samples = density or self._flow_density, samples or self.points
@@ -155,25 +155,25 @@ class Model:
                 terms.append(density(y, some.context) + log_det)
             out[0, index] = out[2, index] = (torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))).numpy()
         for index in _chunks(rows.holes, chunk):
-            out[:, index] = self._marginal(rows.take(torch.from_numpy(index)), density)
+            out[:, index] = self.completed(rows.take(torch.from_numpy(index)), density)
         impossible = ~np.isfinite(out[0]) | np.isin(rows.status, (NONFINITE, VIOLATED))
         out[:, impossible] = np.array([-np.inf, 0.0, -np.inf])[:, None]
         out[:, rows.lost] = np.nan
         return Density(*out)
 
-    def _marginal(self, rows: Rows, density: Encoded) -> NDArray[np.float64]:
-        """log p(what is there), its standard error, and E[log p(row)], ``(3, n)``, of rows with missing values.
+    def completed(self, rows: Rows, density: Encoded | None = None, draws: int = DRAWS) -> Density:
+        """The :class:`Density` of rows that all have missing values, whatever their status.
 
         By importance sampling with draws m of the missing part from the baseline's conditional q, half of them wider:
         p(x_O) = E_q[p(x_O, m)/q(m)]. The same evenly spread draws (a scrambled Sobol sequence) serve all rows.
         """
-        codec = self.codec
+        codec, density = self.codec, density or self._flow_density
         assert isinstance(codec, TableCodec)
         assert rows.missing is not None
         columns = torch.stack([rows.missing[:, slots].any(1) for slots in codec.slots], 1)
         log_weights, complete = [], []
-        places = lattice(DRAWS, codec.features)
-        normals = torch.special.ndtri(lattice(2 * DRAWS, codec.features)[DRAWS:].clamp(1e-9, 1 - 1e-9))
+        places = lattice(draws, codec.features)
+        normals = torch.special.ndtri(lattice(2 * draws, codec.features)[draws:].clamp(1e-9, 1 - 1e-9))
         for k, (place, normal) in enumerate(zip(places, normals, strict=True)):
             y, log_slopes = codec.encode_columns(rows.raw, place.expand(rows.raw.shape))
             y, log_q = self.baseline.completed(y, rows.missing, normal.expand(y.shape), WIDER if k % 2 else 1.0)
@@ -185,10 +185,10 @@ class Model:
             log_weights.append(log_p + seen - log_q)
             complete.append(log_p + seen + (all_slopes * columns).sum(1))
         weights = torch.stack(log_weights)
-        log_prob = torch.logsumexp(weights, 0) - math.log(DRAWS)
+        log_prob = torch.logsumexp(weights, 0) - math.log(draws)
         share = torch.softmax(weights, 0)
-        error = (share * DRAWS - 1).square().mean(0).sqrt() / math.sqrt(DRAWS)
-        return torch.stack([log_prob, error, (share * torch.stack(complete)).sum(0)]).numpy()
+        error = (share * draws - 1).square().mean(0).sqrt() / math.sqrt(draws)
+        return Density(log_prob.numpy(), error.numpy(), (share * torch.stack(complete)).sum(0).numpy())
 
     @torch.no_grad()
     def _flow_density(self, y: Tensor, context: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.columns import Cells, ColumnCodec, Integer, Told, arrow_type, columns_of, is_number
+from flowcli.data.columns.column import Codes, Floats
 from flowcli.data.kinds import fit_columns, refuse_holes, require, telling_rows, values_of
 from flowcli.data.noise import lattice
 from flowcli.data.status import MISSING, OK
@@ -106,10 +107,7 @@ class TableCodec(Codec):
         raw = torch.empty(batch.num_rows, self.features, dtype=torch.float64)
         missing = torch.zeros(batch.num_rows, self.features, dtype=torch.bool)
         for column, slots in zip(self.columns, self.slots, strict=True):
-            values = values_of(batch, column)
-            numbers, codes = column.read(values)
-            if isinstance(column, Told):
-                codes = column.read_beside(values, [values_of(batch, self.column(key)) for key in column.by])
+            numbers, codes = self._read_column(batch, column)
             gone = codes == MISSING
             if gone.any():
                 numbers[gone] = column.usual()
@@ -120,6 +118,17 @@ class TableCodec(Codec):
             status = np.maximum(status, codes)
             raw[:, slots] = torch.from_numpy(numbers)
         return Rows(raw, context, status, lost, missing if missing.any() else None)
+
+    def statuses(self, batch: pa.RecordBatch | pa.Table) -> NDArray[np.int8]:
+        """Each column's status in each row, ``(n, columns)``."""
+        return np.stack([self._read_column(batch, column)[1] for column in self.columns], 1)
+
+    def _read_column(self, batch: pa.RecordBatch | pa.Table, column: ColumnCodec) -> tuple[Floats, Codes]:
+        values = values_of(batch, column)
+        numbers, codes = column.read(values)
+        if isinstance(column, Told):
+            codes = column.read_beside(values, [values_of(batch, self.column(key)) for key in column.by])
+        return numbers, codes
 
     def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slopes = self.encode_columns(raw, u)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from flowcli.data.codec import Rows
@@ -17,6 +18,7 @@ from flowcli.errors import UsageError
 from flowcli.model import Model
 from flowcli.recipe import MethodName
 from flowcli.scoring import method as methods
+from flowcli.scoring.explain import reason_fields, reasons
 
 SCORE_FIELDS = (
     pa.field("log_prob", pa.float64()),
@@ -95,6 +97,7 @@ def score_batch(
     level: Level | None = None,
     method: MethodName | None = None,
     samples: int | None = None,
+    explain: int = 0,
 ) -> pa.RecordBatch:
     """The score columns of a batch, one row for each of its rows, in order; ``is_anomaly`` only with a level,
     ``bits_per_dim`` only for images.
@@ -102,6 +105,8 @@ def score_batch(
     ``method`` and ``samples`` are other than the recipe's. A row with a missing value or an unreadable image has null
     figures. A row of zero density has score +∞. With other ``samples`` scores are another statistic than the held-out
     rows', and there are no p-values.
+
+    ``explain`` adds so many :func:`~flowcli.scoring.explain.reasons` to each row; with a level, to those it flags.
 
     Raises DataError when columns are missing or of another type, UsageError for ``alpha`` where there are no p-values.
     """
@@ -131,4 +136,16 @@ def score_batch(
     if level:
         columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)
     fields = [f for f in SCORE_FIELDS if f.name in columns]
+    if explain:
+        odd = np.flatnonzero(level.flags(score, p_value) & ~missing) if level else np.arange(len(rows))
+        why = reasons(
+            model, batch.take(pa.array(odd)), rows.take(torch.from_numpy(odd)), density.complete[odd], explain
+        )
+        place = np.zeros(len(rows), np.int64)
+        place[odd] = np.arange(len(odd))
+        fields += reason_fields(explain)
+        unexplained = np.isin(np.arange(len(rows)), odd, invert=True)
+        columns |= {
+            name: why.column(name).combine_chunks().take(pa.array(place, mask=unexplained)) for name in why.column_names
+        }
     return pa.RecordBatch.from_arrays([columns[f.name] for f in fields], schema=pa.schema(fields))
