@@ -39,6 +39,10 @@ def score(
     method: Annotated[
         Method | None, typer.Option(help="How log-densities become scores. [default: the recipe's]")
     ] = None,
+    explain: Annotated[
+        int,
+        typer.Option(min=0, max=100, metavar="K", help="The K columns that make a row odd, and by how many nats."),
+    ] = 0,
     dequantization_samples: Annotated[
         int | None, typer.Option(min=1, max=4096, metavar="K", help="Points in each cell of whole numbers and pixels.")
     ] = None,
@@ -86,7 +90,8 @@ def score(
     check_format(format)
     check_output(output, format, force)
     fitted = loaded(model, device)
-    level = Level(alpha=0.0 if fdr is not None else alpha, threshold=threshold)
+    # With --fdr no row that has a greater p-value than Q is flagged in the end.
+    level = Level(alpha=fdr if fdr is not None else alpha, threshold=threshold)
     pictures = fitted.recipe.data.image is not None
     own = (FILE, IMAGE) if pictures else ()
     wanted = [name.strip() for names in keep for name in names.split(",")]
@@ -108,7 +113,7 @@ def score(
                 if text and holds_images(batch.column(name).type):
                     raise UsageError(f"--keep: '{name}' holds files or arrays; those go to parquet or Arrow.")
                 columns[name] = batch.column(name)
-            result = score_batch(fitted, batch, level, method, dequantization_samples)
+            result = score_batch(fitted, batch, level, method, dequantization_samples, explain)
             clash = set(columns) & set(result.schema.names)
             if clash:
                 raise UsageError(f"--keep: '{sorted(clash)[0]}' is also the name of a score column; rename it.")
