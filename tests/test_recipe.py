@@ -49,8 +49,8 @@ train:
 zzz: 1
 """
     assert mistakes(text) == [
-        "r.yaml:3:18: data.columns.age.type: 'intger' is not one of auto, real, integer, category, bool. "
-        "Did you mean integer?",
+        "r.yaml:3:18: data.columns.age.type: 'intger' is not one of auto, real, integer, category, bool, "
+        "datetime. Did you mean integer?",
         "r.yaml:3:42: data.columns.b.transfrm: unknown key. Did you mean data.columns.b.transform?",
         "r.yaml:5:9: flow.type: 'realnpv' is not one of planar, radial, realnvp, maf, glow. Did you mean realnvp?",
         "r.yaml:7:7: train.lr: 'abc' must be a number.",

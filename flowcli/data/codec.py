@@ -351,6 +351,8 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column) -
     if kind == "integer":
         Integer.fit(name, whole)  # is every value a whole number?
         return Integer.fit(name, values)
+    if options.transform == "quantile":
+        raise DataError(f"column '{name}': transform: quantile cannot be fitted yet.")
     Real.fit(name, whole, options.transform, options.low, options.high)  # is every value in the domain?
     return Real.fit(name, values, options.transform, options.low, options.high)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -11,7 +12,7 @@ Positive = Annotated[int, Field(ge=1)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Hidden = Annotated[list[Width], Field(min_length=1, max_length=16)]
 
-ColumnType = Literal["auto", "real", "integer", "category", "bool"]
+ColumnType = Literal["auto", "real", "integer", "category", "bool", "datetime"]
 BaseName = Literal["gaussian", "uniform", "student_t", "mixture"]
 TransformName = Literal["affine", "spline"]
 MethodName = Literal["auto", "nll", "typicality", "complexity", "either"]
@@ -29,14 +30,27 @@ class Column(Section):
     """How one column enters the flow."""
 
     type: ColumnType = "auto"
-    """`auto` looks at the values: whole numbers are `integer`, other numbers `real`, text is `category`."""
-    transform: Literal["none", "log", "asinh", "logit"] = "none"
+    """`auto` looks at the values: whole numbers are `integer`, other numbers `real`, text is `category`, dates and
+    timestamps are `datetime`."""
+    transform: Literal["none", "log", "asinh", "logit", "quantile"] = "none"
     """For `real` columns, before scaling: `log` for positive values, `logit` for values between `low` and `high`,
-    `asinh` for heavy tails of both signs."""
+    `asinh` for heavy tails of both signs, `quantile` (a smooth monotone spline fitted to the values) for shapes that
+    none of these fits."""
     low: float | None = None
     """The lower bound of `transform: logit`."""
     high: float | None = None
     """The upper bound of `transform: logit`."""
+    missing: Literal["error", "indicator", "impute", "marginalise"] = "error"
+    """What is done about missing values. `indicator`: whether a value is there is modelled too, and samples have
+    missing values again. `impute`: the median or the most frequent level is put there. `marginalise`: the row is
+    learned from and scored by what it has, which is right when values are missing for no reason that matters."""
+    atoms: list[float] | Literal["auto"] = "auto"
+    """Values of a `real` or `integer` column at which it has a spike (a repeated zero, a default): each gets a
+    probability of its own beside the density of the rest. `auto`: values that make up 5 % of the rows or more. `[]`:
+    none."""
+    by: Annotated[list[str], Field(min_length=1, max_length=3)] | None = None
+    """One to three other columns that tell this one (the distance, by origin and destination). It stays out of the
+    flow: `sample` looks it up, and `score` marks a row that has another value."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Column:
@@ -47,6 +61,24 @@ class Column(Section):
             raise ValueError("low and high go together with transform: logit")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError("low must be below high")
+        return self
+
+    @model_validator(mode="after")
+    def _spikes(self) -> Column:
+        if self.atoms not in ("auto", []) and self.type not in ("auto", "real", "integer"):
+            raise ValueError(f"atoms are for real and integer columns, and this one is {self.type}")
+        if self.atoms != "auto" and len(set(self.atoms)) < len(self.atoms):
+            raise ValueError("atoms: names a value twice")
+        return self
+
+    @model_validator(mode="after")
+    def _told(self) -> Column:
+        if self.by is None:
+            return self
+        if self.transform != "none" or self.atoms != "auto":
+            raise ValueError("a column that others tell (by) is not modelled, so it has no transform and no atoms")
+        if len(set(self.by)) < len(self.by):
+            raise ValueError("by: names a column twice")
         return self
 
 
@@ -76,6 +108,18 @@ class Image(Section):
     """What `fit` does about an image that cannot be read. `score` marks it `unreadable`."""
 
 
+def reached(by: Mapping[str, Sequence[str]], names: Iterable[str]) -> set[str]:
+    """``names``, the columns that tell them, those that tell these, and so on."""
+    found: set[str] = set()
+    waiting = [*names]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += by.get(name, ())
+    return found
+
+
 class Data(Section):
     """Which files and columns."""
 
@@ -93,7 +137,7 @@ class Data(Section):
     image: Image | None = None
     """For images: how they are read. Found from the files' names when left out."""
     columns: dict[str, Annotated[Column, BeforeValidator(_column)]] = {}
-    """Types and transforms of single columns; the others are found from the data."""
+    """What single columns are; the others are found from the data."""
 
     @model_validator(mode="after")
     def _once(self) -> Data:
@@ -104,6 +148,19 @@ class Data(Section):
         both = sorted(set(self.given) & {*self.exclude})
         if both:
             raise ValueError(f"'{both[0]}' cannot be both given and excluded")
+        return self
+
+    @model_validator(mode="after")
+    def _told(self) -> Data:
+        by = {name: column.by for name, column in self.columns.items() if column.by and name not in self.exclude}
+        for name, others in by.items():
+            if name in self.given:
+                raise ValueError(f"'{name}' cannot be both given and told by others (by)")
+            gone = sorted({*others} & {*self.exclude})
+            if gone:
+                raise ValueError(f"'{name}' is told by '{gone[0]}', which is excluded")
+            if name in reached(by, others):
+                raise ValueError(f"'{name}' is told by itself: {name} by {', '.join(others)}")
         return self
 
 
