@@ -138,7 +138,10 @@ def _path(loc: Iterable[str | int], document: Document) -> Path:
         in_flow = path == ["flow"] and part in FLOW_OPTIONS and candidate not in document.values
         is_branch = (
             isinstance(part, str)
-            and (part.startswith(("literal[", "list[", "constrained-", "function-")) or part in ("int", "float", "str", "bool"))
+            and (
+                part.startswith(("literal[", "list[", "constrained-", "function-"))
+                or part in ("int", "float", "str", "bool")
+            )
             and candidate not in document.values
         )
         if not in_flow and not is_branch:

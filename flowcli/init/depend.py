@@ -1,0 +1,176 @@
+"""Which columns others tell: functions of a few columns, and straight lines of one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from flowcli.init.columns import Advice
+from flowcli.init.survey import MAX_DISTINCT, Survey, numbers
+from flowcli.recipe.schema import reached
+
+SEEN = 10  # rows for each key, on average, that are evidence enough
+ROWS = 8192  # that the search begins with
+PAIRS = 512  # pairs of rows that a column has to tell apart, at most
+TRIED = 32  # sets of columns that are tried on all of the sample
+WIDE = {3: 30, 2: 60, 1: 1000}  # how many columns a table may have for sets of so many to be searched
+STRAIGHT = 0.9999  # correlation
+
+Codes = NDArray[np.int64]
+
+
+def tell(survey: Survey, advice: dict[str, Advice], given: Sequence[str]) -> None:
+    """Find columns that one to three others tell, and write them into the advice. The sample proposes them, all rows
+    confirm them where these can be read twice."""
+    codes = {name: _codes(survey, name) for name in advice if _few(survey, advice[name])}
+    found: dict[str, tuple[str, ...]] = {}
+    if survey.sample.num_rows >= 2 * SEEN:
+        search = _Search(codes, [name for name in codes if advice[name].modelled])
+        place = {name: i for i, name in enumerate(codes)}
+        for name in sorted(codes, key=lambda name: (-(survey.columns[name].distinct or 0), -place[name])):
+            if name not in given and (others := search.of(name, found)):
+                found[name] = others
+    certain = survey.complete or not survey.source.once
+    if found and not survey.complete and certain:
+        found = _confirmed(survey, found)
+    rows = survey.rows if certain else survey.sample.num_rows
+    for name, others in found.items():
+        told = advice[name]
+        told.options, told.excluded, told.certain = {"by": list(others)}, False, certain
+        told.reason = f"told by {'it' if len(others) == 1 else 'them'} in all {rows:,} rows{'' if certain else ' seen'}"
+
+
+def _few(survey: Survey, advice: Advice) -> bool:
+    """Whether a column can be told, or tell others: it has no missing values, and not too many different ones."""
+    column = survey.columns[advice.name]
+    usable = column.family != "other" and not column.missing and not column.infinite and advice.reason != "asked for"
+    return usable and column.distinct is not None and column.distinct > 1
+
+
+def _codes(survey: Survey, name: str) -> Codes:
+    return np.asarray(survey.values(name).dictionary_encode().indices).astype(np.int64)
+
+
+class _Search:
+    """Codes ``(rows,)`` of columns, and how pairs of rows that agree in some differ in others."""
+
+    def __init__(self, codes: Mapping[str, Codes], members: Sequence[str]) -> None:
+        self.codes, self.members, self.names = codes, members, list(codes)
+        self.size = {name: int(c.max()) + 1 for name, c in codes.items()}
+        self.most = max((k for k, columns in WIDE.items() if len(self.names) <= columns), default=0)
+        self.masks = self._differences() if 0 < len(self.names) <= 62 else np.zeros(0, np.int64)
+
+    def _differences(self) -> Codes:
+        """For pairs of rows that agree in one column or two: a bit for each column in which they differ."""
+        whole = np.stack([self.codes[name] for name in self.names])
+        some = whole[:, np.linspace(0, whole.shape[1] - 1, min(ROWS, whole.shape[1])).astype(int)]
+        bits = 1 << np.arange(len(some))
+        found = []
+        pairs = itertools.combinations_with_replacement(range(len(some)), 2)
+        for i, j in pairs if self.most == 3 else ((i, i) for i in range(len(some))):
+            order = np.argsort(some[i] * (some[j].max() + 1) + some[j], kind="stable")
+            differ = some[:, order[1:]] != some[:, order[:-1]]
+            found.append(np.unique(bits @ differ))
+        return np.unique(np.concatenate(found))
+
+    def of(self, name: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """The smallest set of columns that tells ``name``, the one with the fewest keys; none if there is none."""
+        bit = 1 << self.names.index(name)
+        masks = self.masks[(self.masks & bit) != 0] & ~bit
+        masks = masks[np.argsort(np.bitwise_count(masks), kind="stable")][:PAIRS]
+        others = [m for m in self.members if m != name and name not in reached(found, [m])]
+        for k in range(1, self.most + 1):
+            sets = [s for s in itertools.combinations(others, k) if self._may(s, name)]
+            bits = np.array(
+                [sum(1 << self.names.index(m) for m in s) for s in sets] if len(masks) else [-1] * len(sets)
+            )
+            good = [s for s, b in zip(sets, bits, strict=True) if not len(masks) or ((masks & b) != 0).all()]
+            good.sort(key=lambda s: np.prod([float(self.size[m]) for m in s]))
+            keys = [(n, s) for s in good[:TRIED] if (n := self._keys(s, name))]
+            if keys:
+                return min(keys, key=lambda key: key[0])[1]
+        return ()
+
+    def _may(self, members: Sequence[str], name: str) -> bool:
+        """Whether so many keys can tell so many values."""
+        return bool(np.prod([float(self.size[m]) for m in members]) >= self.size[name])
+
+    def _keys(self, members: Sequence[str], name: str) -> int:
+        """How many keys ``members`` have, when they tell ``name`` in all rows, and each is seen often enough: also
+        among the rows in which it is not what it is mostly. Else 0."""
+        key = self.codes[members[0]]
+        for member in members[1:]:
+            key = np.unique(key * self.size[member] + self.codes[member], return_inverse=True)[1]
+        value = self.codes[name]
+        different, first, place = np.unique(key, return_index=True, return_inverse=True)
+        if not (value[first][place] == value).all():
+            return 0
+        usual = np.bincount(value).argmax()
+        rare = int((value != usual).sum())
+        seen = (
+            len(different) <= min(len(value) / SEEN, MAX_DISTINCT) and int((value[first] != usual).sum()) * SEEN <= rare
+        )
+        return len(different) if seen else 0
+
+
+def _confirmed(survey: Survey, found: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Those that hold in every row, each key with one value."""
+    seen: dict[str, pa.Table] = {}
+    holds = dict(found)
+    for table in survey.batches():
+        for name, others in list(holds.items()):
+            part = table.select([*others, name])
+            part = pa.table([_decoded(c) for c in part.columns], names=part.column_names)
+            if name in seen:
+                part = pa.concat_tables([seen[name], _different(part)], promote_options="permissive")
+            seen[name] = _different(part)
+            keys = len(_different(seen[name].select(list(others))))
+            if keys < len(seen[name]) or keys > MAX_DISTINCT:
+                del holds[name], seen[name]
+    return holds
+
+
+def _different(table: pa.Table) -> pa.Table:
+    return table.group_by(table.column_names, use_threads=False).aggregate([])
+
+
+def _decoded(values: pa.ChunkedArray) -> pa.Array:
+    dense = values.combine_chunks()
+    return dense.dictionary_decode() if pa.types.is_dictionary(dense.type) else dense
+
+
+def lines(survey: Survey, advice: dict[str, Advice], given: Sequence[str]) -> None:
+    """Leave out columns of numbers that are a straight line of another one: their density would lie on it. Of two, the
+    first in the table stays; one that is given or tells others does in any case."""
+    needed = {*given, *itertools.chain.from_iterable(a.options.get("by", ()) for a in advice.values())}
+    kinds = ("real", "integer", "datetime")
+    numeric = [name for name, a in advice.items() if a.modelled and a.options["type"] in kinds]
+    names = sorted(numeric, key=lambda name: name not in needed)
+    if survey.sample.num_rows < 2 * SEEN or len(names) < 2:
+        return
+    step = max(1, survey.sample.num_rows // ROWS)
+    x = np.stack([_standard(numbers(survey.values(name))[::step]) for name in names], 1)
+    there = (~np.isnan(x)).astype(np.float64)
+    x = np.nan_to_num(x)
+    # Sums over the rows in which both of two columns have a value.
+    n, one, square, both = there.T @ there, x.T @ there, (x * x).T @ there, x.T @ x
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (n * both - one * one.T) / np.sqrt((n * square - one**2) * (n * square.T - one.T**2))
+    straight = np.tril((np.abs(r) > STRAIGHT) & (n >= 2 * SEEN), -1)
+    for j, i in np.argwhere(straight):
+        if names[j] not in needed and advice[names[i]].modelled:
+            advice[names[j]].leave_out(f"a straight line of {names[i]} (correlation {r[j, i]:.6f})")
+
+
+def _standard(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Doubles with centre 0 and spread 1, those far out drawn in: one pair of wild values is no line."""
+    x = x.astype(np.float64)
+    low, high = np.nanquantile(x, [0.005, 0.995]) if not np.isnan(x).all() else (0.0, 0.0)
+    x = np.clip(x - low, 0, high - low)
+    spread = np.nanstd(x) if high > low else 0.0
+    return x * 0 if not spread > 0 else (x - np.nanmean(x)) / spread

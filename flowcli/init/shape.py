@@ -1,0 +1,99 @@
+"""How the values of a column lie: its spikes, and the transform that brings the rest nearest to a Gaussian."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+SHARE = 0.05  # of the rows that a spike makes up
+LEAST = 20  # rows of a spike
+STEEP = 5.0  # how many times as frequent as the values beside it a spike is
+MARGIN = 0.03  # a transform must be nearer to a Gaussian by so much
+FAR = 0.15  # from a Gaussian, beside what chance does, with every simple transform: then it is a spline's task
+BOUNDS = ((0.0, 1.0), (0.0, 100.0))
+_POINTS = (np.arange(1000) + 0.5) / 1000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transform as the recipe has it, and why."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+def spikes(x: Floats) -> tuple[list[float], bool]:
+    """The values with a share of 5 % and 20 rows or more that stand out among the values beside them; and whether there are others
+    of such a share, which do not."""
+    values, counts = np.unique(x, return_counts=True)
+    beside = np.pad(counts.astype(np.float64), 2, constant_values=np.nan)
+    near = np.nanmean(np.stack([beside[:-4], beside[1:-3], beside[3:-1], beside[4:]]), 0) if len(values) > 1 else counts
+    common = counts >= SHARE * len(x)
+    found = common & (counts >= np.maximum(LEAST, STEEP * near))
+    return values[found].tolist(), bool((common & ~found).any())
+
+
+def shape(x: Floats, least: float, greatest: float) -> Shape:
+    """The simplest transform that serves a real column with values ``x``; ``least`` and ``greatest`` are of all rows."""
+    options: dict[str, Shape] = {"none": Shape()}
+    mapped = {"none": x}
+    low, middle, high = np.quantile(x, [0.005, 0.5, 0.995])
+    for left, right in BOUNDS:
+        span = right - left
+        inside = left < least and greatest < right and low < left + 0.05 * span and high > right - 0.05 * span
+        if inside:
+            mapped["logit"] = np.log((x - left) / (right - x))
+            options["logit"] = Shape(
+                {"transform": "logit", "low": left, "high": right}, f"between {left:g} and {right:g}, near both"
+            )
+    if least > 0:
+        logs = np.log(x)
+        before, after = skewness(x), skewness(logs)
+        decades = math.log10(high / low)
+        if decades > 2 or (before > 1 and abs(after) < before / 2):
+            mapped["log"] = logs
+            spread = f"over {decades:.1f} decades, " if decades > 1 else ""
+            options["log"] = Shape({"transform": "log"}, f"{spread}skew {before:.1f}, of the logs {after:.1f}")
+    elif _heavy(x):
+        nonzero = np.abs(x[x != 0])
+        mapped["asinh"] = np.arcsinh(x / np.median(nonzero))
+        reason = (
+            "long tails on both sides" if low < 0 < high and -low > 0.05 * high else "a long tail, and not all above 0"
+        )
+        options["asinh"] = Shape({"transform": "asinh"}, reason)
+    distances = {name: distance(t) for name, t in mapped.items()}
+    best = min(distances, key=lambda name: distances[name])
+    best = best if distances[best] < distances["none"] - MARGIN or best == "logit" else "none"
+    if distances[best] > FAR + len(x) ** -0.5:
+        away = f"no simple transform makes it a Gaussian (Kolmogorov distance {distances[best]:.2f})"
+        return Shape({"transform": "quantile"}, away)
+    return options[best]
+
+
+def _heavy(x: Floats) -> bool:
+    """Whether the outer quantiles are further out than a Laplace distribution has them."""
+    outer, inner = np.ptp(np.quantile(x, [0.005, 0.995])), np.ptp(np.quantile(x, [0.25, 0.75]))
+    return bool(outer > 8 * inner)
+
+
+def skewness(x: Floats) -> float:
+    """The third standardised moment of the values between the 0.1 % and the 99.9 % quantile."""
+    inner = np.clip(x, *np.quantile(x, [0.001, 0.999]))
+    spread = inner.std()
+    return float(np.mean(((inner - inner.mean()) / spread) ** 3)) if spread > 0 else 0.0
+
+
+def distance(t: Floats) -> float:
+    """Kolmogorov's, to a Gaussian, after the scaling that the codec does."""
+    inner = np.clip(t, *np.quantile(t, [0.005, 0.995]))
+    spread = inner.std()
+    if not spread > 0:
+        return 0.0
+    z = (np.quantile(t, _POINTS) - inner.mean()) / (spread * math.sqrt(2))
+    return float(np.max(np.abs(np.array([0.5 + 0.5 * math.erf(v) for v in z]) - _POINTS)))
