@@ -66,9 +66,8 @@ def advise(survey: Survey, given: Sequence[str], exclude: Sequence[str]) -> dict
         for name in names:
             if name not in survey.columns:
                 near = difflib.get_close_matches(name, list(survey.columns), n=1)
-                raise UsageError(
-                    f"{option}: the data has no column '{name}'.{f' Did you mean {near[0]}?' * bool(near)}"
-                )
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UsageError(f"{option}: the data has no column '{name}'.{hint}")
     both = sorted({*given} & {*exclude})
     if both:
         raise UsageError(f"'{both[0]}' cannot be both given and excluded.")
@@ -144,11 +143,11 @@ def _text(found: Advice, column: Column, survey: Survey) -> None:
 
 def _dates(values: pa.Array) -> bool:
     """Whether all of the texts are dates in one of the usual formats."""
-    for format in _DATES:
-        if pc.strptime(values.slice(0, 1), format, "s", error_is_null=True).null_count == 0:
-            if pc.strptime(values, format, "s", error_is_null=True).null_count == 0:
-                return True
-    return False
+    return any(_all_dates(values.slice(0, 1), format) and _all_dates(values, format) for format in _DATES)
+
+
+def _all_dates(values: pa.Array, format: str) -> bool:
+    return bool(pc.strptime(values, format, "s", error_is_null=True).null_count == 0)
 
 
 def _levels(found: Advice, column: Column) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from flowcli.init.survey import MAX_DISTINCT, Survey, numbers
 from flowcli.recipe.schema import reached
 
 SEEN = 10  # rows for each key, on average, that are evidence enough
-ROWS = 8192  # that the search begins with
+ROWS = 8192  # that the search begins with, and so many
+NUMBERS = 1 << 20  # numbers in them, at most
+BITS = 62  # columns that fit into a number
 PAIRS = 512  # pairs of rows that a column has to tell apart, at most
 TRIED = 32  # sets of columns that are tried on all of the sample
 WIDE = {3: 30, 2: 60, 1: 1000}  # how many columns a table may have for sets of so many to be searched
@@ -53,52 +56,65 @@ def _few(survey: Survey, advice: Advice) -> bool:
 
 
 def _codes(survey: Survey, name: str) -> Codes:
-    return np.asarray(survey.values(name).dictionary_encode().indices).astype(np.int64)
+    return numbers(survey.values(name).dictionary_encode().indices).astype(np.int64)
 
 
 class _Search:
-    """Codes ``(rows,)`` of columns, and how pairs of rows that agree in some differ in others."""
+    """Codes ``(rows,)`` of columns, and how rows that agree in some differ in others: in few rows first."""
 
     def __init__(self, codes: Mapping[str, Codes], members: Sequence[str]) -> None:
-        self.codes, self.members, self.names = codes, members, list(codes)
+        self.codes, self.names = codes, list(codes)
         self.size = {name: int(c.max()) + 1 for name, c in codes.items()}
-        self.most = max((k for k, columns in WIDE.items() if len(self.names) <= columns), default=0)
-        self.masks = self._differences() if 0 < len(self.names) <= 62 else np.zeros(0, np.int64)
+        rows = len(next(iter(codes.values()), ()))
+        self.members = [name for name in members if self.size[name] * SEEN <= rows]
+        widest = len(self.members) if len(codes) <= BITS else max(BITS, len(self.members))
+        self.most = max((k for k, columns in WIDE.items() if widest <= columns), default=0)
+        place = np.linspace(0, rows - 1, min(ROWS, rows, NUMBERS // max(1, len(codes)))).astype(int)
+        self.some = {name: c[place] for name, c in codes.items()}
+        whole = np.stack(list(self.some.values())) if codes else np.zeros((0, 0), np.int64)
+        self.alone = {m: np.any(self._differing(whole, self.some[m]), axis=1) for m in self.members if self.most}
+        self.masks = self._differences(whole) if self.most > 1 else np.zeros(0, np.int64)
 
-    def _differences(self) -> Codes:
+    @staticmethod
+    def _differing(whole: Codes, key: Codes) -> NDArray[np.bool_]:
+        """In which columns ``(columns, pairs)`` rows differ that have one key and stand beside each other."""
+        order = np.argsort(key, kind="stable")
+        same = np.flatnonzero(key[order[1:]] == key[order[:-1]])
+        return np.not_equal(whole[:, order[1:][same]], whole[:, order[:-1][same]])
+
+    def _differences(self, whole: Codes) -> Codes:
         """For pairs of rows that agree in one column or two: a bit for each column in which they differ."""
-        whole = np.stack([self.codes[name] for name in self.names])
-        some = whole[:, np.linspace(0, whole.shape[1] - 1, min(ROWS, whole.shape[1])).astype(int)]
-        bits = 1 << np.arange(len(some))
-        found = []
-        pairs = itertools.combinations_with_replacement(range(len(some)), 2)
-        for i, j in pairs if self.most == 3 else ((i, i) for i in range(len(some))):
-            order = np.argsort(some[i] * (some[j].max() + 1) + some[j], kind="stable")
-            differ = some[:, order[1:]] != some[:, order[:-1]]
-            found.append(np.unique(bits @ differ))
+        bits, found = 1 << np.arange(len(whole)), [np.zeros(0, np.int64)]
+        for a, b in itertools.combinations_with_replacement(self.members, 2):
+            if a == b or self.most == 3:
+                found.append(np.unique(bits @ self._differing(whole, self.some[a] * self.size[b] + self.some[b])))
         return np.unique(np.concatenate(found))
 
     def of(self, name: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """The smallest set of columns that tells ``name``, the one with the fewest keys; none if there is none."""
-        bit = 1 << self.names.index(name)
-        masks = self.masks[(self.masks & bit) != 0] & ~bit
-        masks = masks[np.argsort(np.bitwise_count(masks), kind="stable")][:PAIRS]
         others = [m for m in self.members if m != name and name not in reached(found, [m])]
+        column = self.names.index(name)
         for k in range(1, self.most + 1):
             sets = [s for s in itertools.combinations(others, k) if self._may(s, name)]
-            bits = np.array(
-                [sum(1 << self.names.index(m) for m in s) for s in sets] if len(masks) else [-1] * len(sets)
-            )
-            good = [s for s, b in zip(sets, bits, strict=True) if not len(masks) or ((masks & b) != 0).all()]
-            good.sort(key=lambda s: np.prod([float(self.size[m]) for m in s]))
-            keys = [(n, s) for s in good[:TRIED] if (n := self._keys(s, name))]
+            sets = [s for s in sets if not self.alone[s[0]][column]] if k == 1 else self._telling(sets, column)
+            sets.sort(key=lambda s: math.prod(self.size[m] for m in s))
+            keys = [(n, s) for s in sets[:TRIED] if (n := self._keys(s, name))]
             if keys:
                 return min(keys, key=lambda key: key[0])[1]
         return ()
 
+    def _telling(self, sets: list[tuple[str, ...]], column: int) -> list[tuple[str, ...]]:
+        """Those that differ in every known pair of rows that differs in a column."""
+        bit = 1 << column
+        masks = self.masks[(self.masks & bit) != 0] & ~bit
+        masks = masks[np.argsort(np.bitwise_count(masks), kind="stable")][:PAIRS]
+        place = {m: 1 << i for i, m in enumerate(self.names)}
+        bits = np.array([sum(place[m] for m in s) for s in sets], np.int64)
+        return [sets[i] for i in np.flatnonzero(((masks[:, None] & bits) != 0).all(0))]
+
     def _may(self, members: Sequence[str], name: str) -> bool:
         """Whether so many keys can tell so many values."""
-        return bool(np.prod([float(self.size[m]) for m in members]) >= self.size[name])
+        return math.prod(self.size[m] for m in members) >= self.size[name]
 
     def _keys(self, members: Sequence[str], name: str) -> int:
         """How many keys ``members`` have, when they tell ``name`` in all rows, and each is seen often enough: also

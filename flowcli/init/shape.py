@@ -29,21 +29,29 @@ class Shape:
 
 
 def spikes(x: Floats) -> tuple[list[float], bool]:
-    """The values with a share of 5 % and 20 rows or more that stand out among the values beside them; and whether there are others
-    of such a share, which do not."""
+    """The values that make up 5 % and 20 rows or more and stand out among the values beside them; and whether there are
+    others of such a share, which do not."""
     values, counts = np.unique(x, return_counts=True)
-    beside = np.pad(counts.astype(np.float64), 2, constant_values=np.nan)
-    near = np.nanmean(np.stack([beside[:-4], beside[1:-3], beside[3:-1], beside[4:]]), 0) if len(values) > 1 else counts
-    common = counts >= SHARE * len(x)
-    found = common & (counts >= np.maximum(LEAST, STEEP * near))
+    common, found = counts >= SHARE * len(x), np.zeros(len(values), bool)
+    while True:
+        # Beside the others: what is a spike already says nothing of its neighbours.
+        rest = np.flatnonzero(~found)
+        if len(rest) < 2:
+            break
+        beside = np.pad(counts[rest].astype(np.float64), 2, constant_values=np.nan)
+        near = np.nanmedian(np.stack([beside[:-4], beside[1:-3], beside[3:-1], beside[4:]]), 0)
+        more = rest[common[rest] & (counts[rest] >= np.maximum(LEAST, STEEP * near))]
+        if not len(more):
+            break
+        found[more] = True
     return values[found].tolist(), bool((common & ~found).any())
 
 
 def shape(x: Floats, least: float, greatest: float) -> Shape:
-    """The simplest transform that serves a real column with values ``x``; ``least`` and ``greatest`` are of all rows."""
+    """The simplest transform that serves a real column with values ``x``; ``least`` and ``greatest`` are all rows'."""
     options: dict[str, Shape] = {"none": Shape()}
     mapped = {"none": x}
-    low, middle, high = np.quantile(x, [0.005, 0.5, 0.995])
+    low, high = np.quantile(x, [0.005, 0.995])
     for left, right in BOUNDS:
         span = right - left
         inside = left < least and greatest < right and low < left + 0.05 * span and high > right - 0.05 * span

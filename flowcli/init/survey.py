@@ -40,7 +40,7 @@ class Column:
     last: Any = None
 
     def __post_init__(self) -> None:
-        self.levels = pa.array([], _dense(self.type))
+        self.levels = pa.nulls(0, _dense(self.type))
 
     @property
     def family(self) -> str:
@@ -89,7 +89,7 @@ class Column:
 
 @dataclass
 class Survey:
-    """What a pass over ``source`` found; ``sample`` holds some rows, evenly spread, of the columns of a known family."""
+    """What a pass over ``source`` found; ``sample`` holds some rows, evenly spread, of the columns that can be used."""
 
     source: Source
     rows: int = 0
@@ -99,7 +99,7 @@ class Survey:
     @property
     def complete(self) -> bool:
         """Whether the sample is all there is."""
-        return self.sample.num_rows == self.rows
+        return bool(self.sample.num_rows == self.rows)
 
     def values(self, name: str) -> pa.Array:
         """The sampled values of a column, dense."""
@@ -169,10 +169,16 @@ class _Sampler:
 
     def _thinned(self, places: NDArray[np.uint64], table: pa.Table) -> tuple[NDArray[np.uint64], pa.Table]:
         keep = places <= np.uint64(self.limit)
-        return (places, table) if keep.all() else (places[keep], table.filter(pa.array(keep)))
+        return (places, table) if keep.all() else (places[keep], table.filter(_mask(keep)))
 
     def table(self) -> pa.Table:
         return pa.concat_tables([table for _, table in self.parts], promote_options="permissive")
+
+
+def _mask(keep: NDArray[np.bool_]) -> pa.Array:
+    """A mask as Arrow has it; ``pa.array`` would import pandas."""
+    bits = pa.py_buffer(np.packbits(keep, bitorder="little"))
+    return pa.Array.from_buffers(pa.bool_(), len(keep), [None, bits])
 
 
 def _scattered(first: int, n: int) -> NDArray[np.uint64]:
@@ -212,10 +218,13 @@ def plain(values: pa.Array) -> pa.Array:
 
 
 def numbers(values: pa.Array) -> NDArray[Any]:
-    """Dense values of the families number and time as numpy has them, times as seconds; missing ones as NaN."""
+    """Dense values of the families number and time as numpy has them, times as seconds; doubles with NaN for missing
+    ones where there are any. Not by ``to_numpy``, which imports pandas."""
     if family(values.type) == "time":
         if not pa.types.is_timestamp(values.type):
             values = values.cast(pa.timestamp("ms"))
         ticks = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[values.type.unit]
-        return np.asarray(values.cast(pa.int64()).to_numpy(zero_copy_only=False) / ticks)
-    return np.asarray(values.to_numpy(zero_copy_only=False))
+        return numbers(values.cast(pa.int64())) / ticks
+    if values.null_count:
+        values = values.cast(pa.float64(), safe=False).fill_null(np.nan)
+    return np.from_dlpack(values)

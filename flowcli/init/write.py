@@ -81,7 +81,7 @@ def _data(advice: Mapping[str, Advice], given: Sequence[str], comments: bool) ->
         yield "  # Columns of one value; `fit` keeps them out of the flow, and `score` marks a row that has another:"
         yield from (comment(f"  {a.name}: {a.reason}", "  ") for a in constant)
     if comments and any("missing" in a.options for a in entries):
-        yield "  # missing: indicator learns whether a value is there too; marginalise is right where chance decides that."
+        yield "  # missing: indicator learns whether a value is there, too; where chance decides that, say marginalise."
     yield "  columns:"
     yield from _aligned([(_entry(a), _why(a)) for a in entries], comments)
 
