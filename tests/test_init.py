@@ -189,7 +189,7 @@ def test_shapes(tmp_path: Path) -> None:
             "gauss": x,
             "far": noise() + 1e6,
             "income": np.exp(10 + x),
-            "price": RNG.gamma(2, size=N) + 1e-3,
+            "price": np.exp(noise() / 2),
             "cauchy": RNG.standard_cauchy(N),
             "share": RNG.beta(0.6, 0.6, N).clip(1e-6, 1 - 1e-6),
             "percent": 100 * RNG.beta(1, 1, N),
