@@ -18,11 +18,13 @@ from flowcli.recipe.schema import reached
 SEEN = 10  # rows for each key, on average, that are evidence enough
 ROWS = 8192  # that the search begins with, and so many
 NUMBERS = 1 << 20  # numbers in them, at most
+CROWDED = 0.9  # of these: sets of columns with so many keys have too many in all rows as well
 BITS = 62  # columns that fit into a number
 PAIRS = 512  # pairs of rows that a column has to tell apart, at most
 TRIED = 32  # sets of columns that are tried on all of the sample
 WIDE = {3: 30, 2: 60, 1: 1000}  # how many columns a table may have for sets of so many to be searched
 STRAIGHT = 0.9999  # correlation
+PAIRED = 2048  # columns of numbers that are compared with each other, at most
 
 Codes = NDArray[np.int64]
 
@@ -73,6 +75,7 @@ class _Search:
         self.some = {name: c[place] for name, c in codes.items()}
         whole = np.stack(list(self.some.values())) if codes else np.zeros((0, 0), np.int64)
         self.alone = {m: np.any(self._differing(whole, self.some[m]), axis=1) for m in self.members if self.most}
+        self.sets = self._sets()
         self.masks = self._differences(whole) if self.most > 1 else np.zeros(0, np.int64)
 
     @staticmethod
@@ -90,18 +93,37 @@ class _Search:
                 found.append(np.unique(bits @ self._differing(whole, self.some[a] * self.size[b] + self.some[b])))
         return np.unique(np.concatenate(found))
 
+    def _sets(self) -> dict[int, list[tuple[str, ...]]]:
+        """Sets of members by their size that have few enough keys, as far as some rows tell. One that has too many is
+        in no larger one."""
+        sets: dict[int, list[tuple[str, ...]]] = {1: [(m,) for m in self.members]}
+        keys: dict[tuple[str, ...], Codes] = {(m,): self.some[m] for m in self.members}
+        for k in range(2, self.most + 1):
+            larger: dict[tuple[str, ...], Codes] = {}
+            for some, m in itertools.product(sets[k - 1], self.members):
+                if self.members.index(m) > self.members.index(some[-1]):
+                    values, key = np.unique(keys[some] * self.size[m] + self.some[m], return_inverse=True)
+                    if len(values) <= CROWDED * len(key):
+                        larger[(*some, m)] = key
+            sets[k], keys = list(larger), larger
+        return sets
+
     def of(self, name: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """The smallest set of columns that tells ``name``, the one with the fewest keys; none if there is none."""
-        others = [m for m in self.members if m != name and name not in reached(found, [m])]
+        others = {m for m in self.members if m != name and name not in reached(found, [m])}
         column = self.names.index(name)
         for k in range(1, self.most + 1):
-            sets = [s for s in itertools.combinations(others, k) if self._may(s, name)]
+            sets = [s for s in self.sets[k] if others.issuperset(s) and self._may(s, name)]
             sets = [s for s in sets if not self.alone[s[0]][column]] if k == 1 else self._telling(sets, column)
             sets.sort(key=lambda s: math.prod(self.size[m] for m in s))
             keys = [(n, s) for s in sets[:TRIED] if (n := self._keys(s, name))]
             if keys:
                 return min(keys, key=lambda key: key[0])[1]
         return ()
+
+    def _may(self, members: Sequence[str], name: str) -> bool:
+        """Whether so many keys can tell so many values."""
+        return math.prod(self.size[m] for m in members) >= self.size[name]
 
     def _telling(self, sets: list[tuple[str, ...]], column: int) -> list[tuple[str, ...]]:
         """Those that differ in every known pair of rows that differs in a column."""
@@ -111,10 +133,6 @@ class _Search:
         place = {m: 1 << i for i, m in enumerate(self.names)}
         bits = np.array([sum(place[m] for m in s) for s in sets], np.int64)
         return [sets[i] for i in np.flatnonzero(((masks[:, None] & bits) != 0).all(0))]
-
-    def _may(self, members: Sequence[str], name: str) -> bool:
-        """Whether so many keys can tell so many values."""
-        return math.prod(self.size[m] for m in members) >= self.size[name]
 
     def _keys(self, members: Sequence[str], name: str) -> int:
         """How many keys ``members`` have, when they tell ``name`` in all rows, and each is seen often enough: also
@@ -167,7 +185,7 @@ def lines(survey: Survey, advice: dict[str, Advice], given: Sequence[str]) -> No
     kinds = ("real", "integer", "datetime")
     numeric = [name for name, a in advice.items() if a.modelled and a.options["type"] in kinds]
     names = sorted(numeric, key=lambda name: name not in needed)
-    if survey.sample.num_rows < 2 * SEEN or len(names) < 2:
+    if survey.sample.num_rows < 2 * SEEN or not 2 <= len(names) <= PAIRED:
         return
     step = max(1, survey.sample.num_rows // ROWS)
     x = np.stack([_standard(numbers(survey.values(name))[::step]) for name in names], 1)
@@ -186,7 +204,9 @@ def lines(survey: Survey, advice: dict[str, Advice], given: Sequence[str]) -> No
 def _standard(x: NDArray[Any]) -> NDArray[np.float64]:
     """Doubles with centre 0 and spread 1, those far out drawn in: one pair of wild values is no line."""
     x = x.astype(np.float64)
-    low, high = np.nanquantile(x, [0.005, 0.995]) if not np.isnan(x).all() else (0.0, 0.0)
-    x = np.clip(x - low, 0, high - low)
-    spread = np.nanstd(x) if high > low else 0.0
-    return x * 0 if not spread > 0 else (x - np.nanmean(x)) / spread
+    if np.isnan(x).all():
+        return x
+    x = x / (np.nanmax(np.abs(x)) or 1.0)
+    x = np.clip(x, *np.nanquantile(x, [0.005, 0.995]))
+    spread = np.nanstd(x)
+    return (x - np.nanmean(x)) / spread if spread > 0 else x * 0

@@ -49,39 +49,37 @@ def spikes(x: Floats) -> tuple[list[float], bool]:
 
 def shape(x: Floats, least: float, greatest: float) -> Shape:
     """The simplest transform that serves a real column with values ``x``; ``least`` and ``greatest`` are all rows'."""
-    options: dict[str, Shape] = {"none": Shape()}
-    mapped = {"none": x}
-    low, high = np.quantile(x, [0.005, 0.995])
+    unit = float(np.abs(x).max()) or 1.0  # so that no square of what follows overflows
+    y = x / unit
+    low, high = (np.quantile(y, [0.005, 0.995]) * unit).tolist()
+    shapes, mapped = {"none": Shape()}, {"none": y}
     for left, right in BOUNDS:
-        span = right - left
-        inside = left < least and greatest < right and low < left + 0.05 * span and high > right - 0.05 * span
-        if inside:
+        edge = 0.05 * (right - left)
+        if left < least and greatest < right and low < left + edge and high > right - edge:
+            options = {"transform": "logit", "low": left, "high": right}
+            shapes["logit"] = Shape(options, f"between {left:g} and {right:g}, near both")
             mapped["logit"] = np.log((x - left) / (right - x))
-            options["logit"] = Shape(
-                {"transform": "logit", "low": left, "high": right}, f"between {left:g} and {right:g}, near both"
-            )
     if least > 0:
         logs = np.log(x)
-        before, after = skewness(x), skewness(logs)
-        decades = math.log10(high / low)
+        before, after = skewness(y), skewness(logs)
+        decades = float(np.ptp(np.quantile(logs, [0.005, 0.995]))) / math.log(10)
         if decades > 2 or (before > 1 and abs(after) < before / 2):
+            over = f"over {decades:.1f} decades, " if decades > 1 else ""
+            shapes["log"] = Shape({"transform": "log"}, f"{over}skew {before:.1f}, of the logs {after:.1f}")
             mapped["log"] = logs
-            spread = f"over {decades:.1f} decades, " if decades > 1 else ""
-            options["log"] = Shape({"transform": "log"}, f"{spread}skew {before:.1f}, of the logs {after:.1f}")
-    elif _heavy(x):
-        nonzero = np.abs(x[x != 0])
-        mapped["asinh"] = np.arcsinh(x / np.median(nonzero))
-        reason = (
-            "long tails on both sides" if low < 0 < high and -low > 0.05 * high else "a long tail, and not all above 0"
-        )
-        options["asinh"] = Shape({"transform": "asinh"}, reason)
+    elif _heavy(y):
+        both = low < 0 < high and 0.05 < -low / high < 20
+        why = "long tails on both sides" if both else "a long tail, and not all above 0"
+        shapes["asinh"] = Shape({"transform": "asinh"}, why)
+        mapped["asinh"] = np.arcsinh(y / np.median(np.abs(y[y != 0])))
     distances = {name: distance(t) for name, t in mapped.items()}
     best = min(distances, key=lambda name: distances[name])
-    best = best if distances[best] < distances["none"] - MARGIN or best == "logit" else "none"
+    if best != "logit" and distances[best] > distances["none"] - MARGIN:
+        best = "none"
     if distances[best] > FAR + len(x) ** -0.5:
-        away = f"no simple transform makes it a Gaussian (Kolmogorov distance {distances[best]:.2f})"
-        return Shape({"transform": "quantile"}, away)
-    return options[best]
+        why = f"no simple transform makes it a Gaussian (Kolmogorov distance {distances[best]:.2f})"
+        return Shape({"transform": "quantile"}, why)
+    return shapes[best]
 
 
 def _heavy(x: Floats) -> bool:
@@ -103,5 +101,5 @@ def distance(t: Floats) -> float:
     spread = inner.std()
     if not spread > 0:
         return 0.0
-    z = (np.quantile(t, _POINTS) - inner.mean()) / (spread * math.sqrt(2))
+    z = np.clip((np.quantile(t, _POINTS) - inner.mean()) / spread, -9, 9) / math.sqrt(2)
     return float(np.max(np.abs(np.array([0.5 + 0.5 * math.erf(v) for v in z]) - _POINTS)))

@@ -37,11 +37,10 @@ def write(
         "# An editor completes and checks what follows with the file that `flowcli recipe schema > recipe.schema.json`",
         "# makes; without it the line above does nothing.",
         comment(
-            f"By flowcli init {__version__}, from {survey.rows:,} {'row' if survey.rows == 1 else 'rows'} of "
-            f"{len(advice):,} {'column' if len(advice) == 1 else 'columns'}"
-            + ("" if survey.complete else f" (shapes: from {survey.sample.num_rows:,} of the rows)")
-            + f". What ends with {GUESS} is worth a look."
+            f"By flowcli init {__version__}, from {_counted(survey.rows, 'row')} of {_counted(len(advice), 'column')}"
+            + ("." if survey.complete else f"; shapes are from {survey.sample.num_rows:,} of the rows.")
         ),
+        f"# What ends with {GUESS} is worth a look.",
         "version: 1",
         "data:",
         *_files(names, folder),
@@ -114,7 +113,7 @@ def _aligned(lines: Sequence[tuple[str, str]], comments: bool) -> Iterable[str]:
 
 def _flow(rows: int, columns: int) -> Iterable[str]:
     """The flow and its training, by the numbers of rows and of modelled columns."""
-    many, size = columns > 100, f"{rows:,} rows and {columns:,} columns in the flow"
+    many, size = columns > 100, f"{_counted(rows, 'row')}, {_counted(columns, 'column')} in the flow"
     if rows < 1000:
         flow = "type: maf, transform: affine, layers: 3, hidden: [64, 64]"
         why = f"{size}: a small flow, and noise that keeps it from learning so few rows by heart."
@@ -125,7 +124,7 @@ def _flow(rows: int, columns: int) -> Iterable[str]:
         train = ["epochs: 100", "patience: 10"]
     else:
         flow = f"type: maf, transform: {'affine' if many else 'spline'}, layers: 5, hidden: [128, 128]"
-        why = f"{size}: enough for many bins and long training, which ends by itself or after max_time."
+        why = f"{size}: many bins, and training until patience or max_time ends it."
         train = ["epochs: 1000", "patience: 30", "max_time: 30m"]
     if rows >= 1000 and columns <= 2:
         flow, why = flow.replace("layers: 5", "layers: 3"), why + " One or two columns need few layers."
@@ -134,6 +133,10 @@ def _flow(rows: int, columns: int) -> Iterable[str]:
     if many and rows >= 1000:
         why += " Splines are slow on more than 100 columns."
     return [comment(why, ""), f"flow: {{{flow}}}", f"train: {{{', '.join(train)}}}"]
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def comment(text: str, indent: str = "") -> str:
