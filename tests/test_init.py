@@ -229,6 +229,7 @@ def test_what_others_tell_stays_out_of_the_flow(tmp_path: Path) -> None:
         "rare": (np.arange(n) == 5).astype(int),
         "holes": pa.array(city * 2, mask=np.arange(n) == 9),
         "x": noise(n),
+        "spot": (spot := RNG.integers(0, 40, n)) + 0.5, "zone": spot // 4,  # a real number is never looked up
     }  # fmt: skip
     recipe, text = init(tmp_path, table)
     by = {name: column.by for name, column in recipe.data.columns.items() if column.by}

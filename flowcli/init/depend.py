@@ -15,6 +15,7 @@ from flowcli.init.columns import Advice
 from flowcli.init.survey import MAX_DISTINCT, Survey, numbers
 from flowcli.recipe.schema import reached
 
+EXACT = ("integer", "category", "bool")
 SEEN = 10  # rows for each key, on average, that are evidence enough
 ROWS = 8192  # that the search begins with, and so many
 NUMBERS = 1 << 20  # numbers in them, at most
@@ -35,7 +36,9 @@ def tell(survey: Survey, advice: dict[str, Advice], given: Sequence[str]) -> Non
     codes = {name: _codes(survey, name) for name in advice if _few(survey, advice[name])}
     found: dict[str, tuple[str, ...]] = {}
     if survey.sample.num_rows >= 2 * SEEN:
-        search = _Search(codes, [name for name in codes if advice[name].modelled])
+        # What is drawn from a density of real numbers is never looked up.
+        exact = [n for n in codes if n in given or (advice[n].modelled and advice[n].options["type"] in EXACT)]
+        search = _Search(codes, exact)
         place = {name: i for i, name in enumerate(codes)}
         for name in sorted(codes, key=lambda name: (-(survey.columns[name].distinct or 0), -place[name])):
             if name not in given and (others := search.of(name, found)):
