@@ -23,6 +23,6 @@ def propose(
     """
     survey = look(source)
     advice = advise(survey, given, exclude)
-    tell(survey, advice, given)
+    tell(survey, advice, given, exclude)
     lines(survey, advice, given)
     return write(survey, advice, names, folder, given)

@@ -23,7 +23,7 @@ OFTEN = 10  # rows for each value, when it is a level rather than a number
 SHAPED = 50_000  # values that a shape is found from
 
 _CAMEL = re.compile(r"[a-z](?:Id|ID|Key|Idx)$")
-_WORD = re.compile(r"(?:^|[^a-z])(?:id|key|index|idx|uuid|guid|rowid|pk|unnamed: 0)(?:$|[^a-z])")
+_WORD = re.compile(r"(?:^|[^a-z])(?:id|key|index|idx|uuid|guid|rowid|pk)(?:$|[^a-z])")
 _DATES = (
     "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d",
     "%d.%m.%Y", "%d.%m.%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M", "%d-%m-%Y", "%d %b %Y",
@@ -87,38 +87,33 @@ def advise(survey: Survey, given: Sequence[str], exclude: Sequence[str]) -> dict
 
 def _advise(found: Advice, column: Column, survey: Survey) -> None:
     if column.family == "other":
-        return found.leave_out(f"holds {column.type}, which is not modelled")
-    if column.missing == column.rows:
-        return found.leave_out("no value at all")
-    if column.infinite:
-        return found.leave_out(f"{column.infinite:,} values are infinite: mend them, or mark them as missing", False)
-    assert column.levels is None or len(column.levels)
-    if column.distinct == 1 and column.levels is not None:
-        value = _shown(column.levels[0], column)
+        found.leave_out(f"holds {column.type}, which is not modelled")
+    elif column.missing == column.rows:
+        found.leave_out("no value at all")
+    elif column.infinite:
+        found.leave_out(f"{column.infinite:,} values are infinite: mend them, or mark them as missing", certain=False)
+    elif column.levels is not None and len(column.levels) == 1:
+        found.reason = f"always {_shown(column.levels[0], column)}"
         if column.missing:
-            return found.leave_out(f"always {value}, or missing ({_share(column.missing / column.rows)})", False)
-        found.reason = f"always {value}"
-        return None
-    if column.family == "bool":
-        found.options["type"] = "bool"
-        true = pc.mean(survey.values(found.name).cast(pa.int8())).as_py() or 0.0
-        found.reason = f"true in {_share(true)} of the rows"
-    elif column.family == "text":
-        _text(found, column, survey)
-    elif pa.types.is_dictionary(column.type):
-        _levels(found, column)
-    elif column.family == "time":
-        found.options["type"] = "datetime"
-        found.reason = f"{_instant(column.least)} to {_instant(column.greatest)}"
-        if column.increasing and not column.missing and column.rows > FEW:
-            found.reason += ", strictly increasing: leave it out if it only numbers the rows"
-            found.certain = False
+            found.leave_out(f"{found.reason}, or missing ({_share(column.missing / column.rows)})", certain=False)
     else:
-        _number(found, column, survey)
-    if column.missing and not found.excluded:
-        found.options["missing"] = "indicator"
-        found.reason += f"; {_share(column.missing / column.rows)} missing"
-    return None
+        _KINDS["dictionary" if pa.types.is_dictionary(column.type) else column.family](found, column, survey)
+        if column.missing and not found.excluded:
+            found.options["missing"] = "indicator"
+            found.reason += f"; {_share(column.missing / column.rows)} missing"
+
+
+def _bool(found: Advice, column: Column, survey: Survey) -> None:
+    found.options["type"] = "bool"
+    found.reason = f"true in {_share(_mean(survey.values(found.name)))} of the rows"
+
+
+def _time(found: Advice, column: Column, survey: Survey) -> None:
+    found.options["type"] = "datetime"
+    found.reason = f"{_instant(column.least)} to {_instant(column.greatest)}"
+    if column.increasing and not column.missing and column.rows > FEW:
+        found.reason += ", strictly increasing: leave it out if it only numbers the rows"
+        found.certain = False
 
 
 def _text(found: Advice, column: Column, survey: Survey) -> None:
@@ -129,9 +124,9 @@ def _text(found: Advice, column: Column, survey: Survey) -> None:
         if column.distinct is None or column.distinct > FEW:
             found.leave_out(f"dates as text ({some[0]}): store them as timestamps to have them modelled")
             return
-    _levels(found, column)
+    _levels(found, column, survey)
     numeric = pc.match_substring_regex(some, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
-    share = float(pc.mean(pc.is_in(values, some.filter(numeric)).cast(pa.int8())).as_py())
+    share = _mean(pc.is_in(values, some.filter(numeric)))
     if share >= 0.1:
         others = some.filter(pc.invert(numeric))
         if len(others):
@@ -150,7 +145,7 @@ def _all_dates(values: pa.Array, format: str) -> bool:
     return bool(pc.strptime(values, format, "s", error_is_null=True).null_count == 0)
 
 
-def _levels(found: Advice, column: Column) -> None:
+def _levels(found: Advice, column: Column, survey: Survey) -> None:
     """A category, or text or an id that has too many levels for one."""
     found.options["type"] = "category"
     n, there = column.distinct, column.rows - column.missing
@@ -184,8 +179,7 @@ def _number(found: Advice, column: Column, survey: Survey) -> None:
     rest = _spikes(found, x)
     if len(rest) >= 20:
         best = shape(rest[:: math.ceil(len(rest) / SHAPED)], column.least, column.greatest)
-        atoms = {k: found.options.pop(k) for k in ("atoms",) if k in found.options}
-        found.options |= best.options | atoms
+        found.options = {"type": "real"} | best.options | found.options
         found.reason += f"; {best.reason}" if best.reason else ""
 
 
@@ -201,6 +195,9 @@ def _spikes(found: Advice, x: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarr
     found.reason += f"; {_share(1 - len(rest) / len(x))} are {' or '.join(f'{v:g}' for v in values[:4])}"
     found.reason += " …" if len(values) > 4 else ""
     return rest
+
+
+_KINDS = {"bool": _bool, "text": _text, "dictionary": _levels, "time": _time, "number": _number}
 
 
 def _identity(found: Advice, column: Column, different: float) -> None:
@@ -224,6 +221,11 @@ def _identity(found: Advice, column: Column, different: float) -> None:
         found.reason, found.certain = f"called like an id: {n:,} levels rather than numbers", False
     elif different > 0.99 and column.greatest - column.least > 2.0**53:
         found.leave_out("wide whole numbers, nearly all different: an id or a hash", certain=False)
+
+
+def _mean(values: pa.Array) -> float:
+    """The share of true ones; 0 where there are none at all."""
+    return float(pc.mean(values.cast(pa.int8())).as_py() or 0.0)
 
 
 def _shown(value: pa.Scalar, column: Column) -> str:

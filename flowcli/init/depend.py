@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from flowcli.init.columns import Advice
-from flowcli.init.survey import MAX_DISTINCT, Survey, numbers
+from flowcli.init.survey import MAX_DISTINCT, Column, Survey, numbers
 from flowcli.recipe.schema import reached
 
 EXACT = ("integer", "category", "bool")
@@ -30,10 +30,10 @@ PAIRED = 2048  # columns of numbers that are compared with each other, at most
 Codes = NDArray[np.int64]
 
 
-def tell(survey: Survey, advice: dict[str, Advice], given: Sequence[str]) -> None:
+def tell(survey: Survey, advice: dict[str, Advice], given: Sequence[str], exclude: Sequence[str]) -> None:
     """Find columns that one to three others tell, and write them into the advice. The sample proposes them, all rows
     confirm them where these can be read twice."""
-    codes = {name: _codes(survey, name) for name in advice if _few(survey, advice[name])}
+    codes = {name: _codes(survey, name) for name in advice if name not in exclude and _few(survey.columns[name])}
     found: dict[str, tuple[str, ...]] = {}
     if survey.sample.num_rows >= 2 * SEEN:
         # What is drawn from a density of real numbers is never looked up.
@@ -53,10 +53,9 @@ def tell(survey: Survey, advice: dict[str, Advice], given: Sequence[str]) -> Non
         told.reason = f"told by {'it' if len(others) == 1 else 'them'} in all {rows:,} rows{'' if certain else ' seen'}"
 
 
-def _few(survey: Survey, advice: Advice) -> bool:
+def _few(column: Column) -> bool:
     """Whether a column can be told, or tell others: it has no missing values, and not too many different ones."""
-    column = survey.columns[advice.name]
-    usable = column.family != "other" and not column.missing and not column.infinite and advice.reason != "asked for"
+    usable = column.family != "other" and not column.missing and not column.infinite
     return usable and column.distinct is not None and column.distinct > 1
 
 
