@@ -195,6 +195,7 @@ def texts() -> Iterator[Case]:
         file = written(f"t{i}.csv", content)
         yield case(f"csv: fit {name}", ["fit", "maf-affine", file, "-o", "out", *SMALL], *codes)
         yield case(f"csv: score {name}", ["score", "run", file, "-o", "out.csv"], FINE, DATA)
+        yield case(f"csv: init {name}", ["init", file], FINE, DATA)
         if content:
             yield case(f"csv: stdin {name}", ["score", "run", "-", "-o", "out.csv"], FINE, DATA, stdin=content)
     lines = [
@@ -249,6 +250,7 @@ def tables() -> Iterator[Case]:
             continue
         yield case(f"parquet: fit {name}", ["fit", "maf-affine", f"o{i}.parquet", "-o", "out", *SMALL], FINE, DATA)
         yield case(f"parquet: score {name}", ["score", "run", f"o{i}.parquet", "-o", "out.parquet"], DATA)
+        yield case(f"parquet: init {name}", ["init", f"o{i}.parquet"], FINE, DATA)
     Path("mixed").mkdir()
     pq.write_table(table, "mixed/1.parquet")
     for i, other in enumerate(

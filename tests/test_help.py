@@ -11,7 +11,7 @@ from command import succeed
 
 GOLDEN = Path(__file__).with_name("golden") / "help.txt"
 COMMANDS = (
-    "", "fit", "score", "sample", "evaluate", "inspect", "validate", "recipe", "recipe list", "recipe show",
+    "", "init", "fit", "score", "sample", "evaluate", "inspect", "validate", "recipe", "recipe list", "recipe show",
     "recipe copy", "recipe schema",
 )  # fmt: skip
 

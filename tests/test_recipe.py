@@ -49,8 +49,8 @@ train:
 zzz: 1
 """
     assert mistakes(text) == [
-        "r.yaml:3:18: data.columns.age.type: 'intger' is not one of auto, real, integer, category, bool. "
-        "Did you mean integer?",
+        "r.yaml:3:18: data.columns.age.type: 'intger' is not one of auto, real, integer, category, bool, "
+        "datetime. Did you mean integer?",
         "r.yaml:3:42: data.columns.b.transfrm: unknown key. Did you mean data.columns.b.transform?",
         "r.yaml:5:9: flow.type: 'realnpv' is not one of planar, radial, realnvp, maf, glow. Did you mean realnvp?",
         "r.yaml:7:7: train.lr: 'abc' must be a number.",
@@ -95,6 +95,49 @@ zzz: 1
 def test_mistakes(text: str, start: str) -> None:
     (line,) = mistakes(text)
     assert line.startswith(start), line
+
+
+@pytest.mark.parametrize(
+    ("data", "start"),
+    [
+        (
+            "{columns: {a: {type: datetime, transform: log}}}",
+            "1:21: data.columns.a: transform: log is for real columns",
+        ),
+        ("{columns: {a: {missing: drop}}}", "1:31: data.columns.a.missing: 'drop' is not one of error, indicator"),
+        ("{columns: {a: {type: bool, atoms: [0]}}}", "1:21: data.columns.a: atoms are for real and integer columns"),
+        ("{columns: {a: {atoms: [0, 0.0]}}}", "1:21: data.columns.a: atoms: names a value twice"),
+        ("{columns: {a: {atoms: none}}}", "1:29: data.columns.a.atoms: 'none' must be a list, or must be auto"),
+        ("{columns: {a: {by: b}}}", "1:26: data.columns.a.by: 'b' must be a list"),
+        ("{columns: {a: {by: []}}}", "1:26: data.columns.a.by: [] must have at least 1 item"),
+        ("{columns: {a: {by: [b, c, d, e]}}}", "1:26: data.columns.a.by: ['b', 'c', 'd', 'e'] must have at most 3"),
+        ("{columns: {a: {by: [b, b]}}}", "1:21: data.columns.a: by: names a column twice"),
+        ("{columns: {a: {by: [b], transform: log}}}", "1:21: data.columns.a: a column that others tell (by)"),
+        ("{columns: {a: {by: [b], atoms: [0]}}}", "1:21: data.columns.a: a column that others tell (by)"),
+        ("{columns: {a: {by: [a]}}}", "1:7: data: 'a' is told by itself"),
+        ("{columns: {a: {by: [b]}, b: {by: [c, a]}}}", "1:7: data: 'a' is told by itself"),
+        ("{exclude: [b], columns: {a: {by: [b]}}}", "1:7: data: 'a' is told by 'b', which is excluded"),
+        ("{given: [a], columns: {a: {by: [b]}}}", "1:7: data: 'a' cannot be both given and told by others"),
+    ],
+)
+def test_mistakes_about_columns(data: str, start: str) -> None:
+    (line,) = mistakes(f"data: {data}\nflow: {{type: maf}}")
+    assert line.startswith(f"r.yaml:{start}"), line
+
+
+def test_what_a_column_may_be() -> None:
+    recipe = read(
+        "flow: {type: maf}\ndata: {exclude: [gone], columns: {a: datetime, b: {transform: quantile, atoms: [0, -1.5]}, "
+        "c: {atoms: []}, d: {type: integer, atoms: auto, missing: marginalise}, e: {by: [a, b]}, f: {by: [e]}, "
+        "gone: {by: [f]}}}"
+    )
+    columns = recipe.data.columns
+    assert columns["a"].type == "datetime"
+    assert columns["b"].atoms == [0, -1.5]
+    assert columns["d"].missing == "marginalise"
+    assert columns["e"].by == ["a", "b"]
+    assert (columns["f"].missing, columns["f"].atoms) == ("error", "auto")
+    assert read(recipes.dump(recipe)) == recipe
 
 
 def test_numbers_are_read_as_json_would() -> None:
