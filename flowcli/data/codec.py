@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcli.data.columns import Category, Cells, ColumnCodec, arrow_type
+from flowcli.data.columns.column import Codes, Floats
 from flowcli.data.kinds import listed, values_of
-from flowcli.data.status import NAMES, OK, UNSEEN
+from flowcli.data.status import MISSING, NAMES, OK, UNSEEN
 from flowcli.errors import DataError
 from flowcli.recipe.schema import Data
 
@@ -52,6 +53,7 @@ class Codec(ABC):
     """The reversible map between a user's rows and the flow's real vectors, with its log-determinant. Plain data."""
 
     given: tuple[ColumnCodec, ...]
+    imputed: tuple[str, ...] = ()  # columns whose missing values are taken for usual ones
 
     @property
     @abstractmethod
@@ -163,7 +165,7 @@ class Codec(ABC):
         and when a value cannot be used."""
         context = []
         for column in self.given:
-            numbers, codes = column.read(values_of(batch, column))
+            numbers, codes = self._filled(column, *column.read(values_of(batch, column)))
             unseen = np.flatnonzero(codes == UNSEEN)
             if len(unseen) and isinstance(column, Category):
                 value = str(batch.column(column.name)[int(unseen[0])].as_py())
@@ -176,11 +178,17 @@ class Codec(ABC):
             context.append(column.embed(torch.from_numpy(numbers)))
         return torch.cat(context, 1)
 
+    def _filled(self, column: ColumnCodec, numbers: Floats, codes: Codes) -> tuple[Floats, Codes]:
+        """Raw numbers ``(n, width)``, usual ones where a value is missing, which is all right if that is imputed."""
+        gone = codes == MISSING
+        filled = np.where(gone[:, None], column.usual(), numbers)
+        return filled, np.where(gone, np.int8(OK), codes) if column.name in self.imputed else codes
+
     def _context(self, batch: pa.RecordBatch | pa.Table) -> tuple[Tensor | None, NDArray[np.int8]]:
         """The context of a batch, whatever its values, and what they make of each row's status."""
         status, context = np.zeros(batch.num_rows, np.int8), []
         for column in self.given:
-            numbers, codes = column.read(values_of(batch, column))
+            numbers, codes = self._filled(column, *column.read(values_of(batch, column)))
             status = np.maximum(status, codes)
             context.append(column.embed(torch.from_numpy(numbers)))
         return torch.cat(context, 1) if context else None, status

@@ -18,7 +18,7 @@ from flowcli.data.columns import Cells, ColumnCodec, Integer, Told, arrow_type, 
 from flowcli.data.columns.column import Codes, Floats
 from flowcli.data.kinds import fit_columns, refuse_holes, require, telling_rows, values_of
 from flowcli.data.noise import lattice
-from flowcli.data.status import MISSING, OK
+from flowcli.data.status import MISSING
 from flowcli.errors import DataError
 from flowcli.recipe.schema import Column, Data, reached
 
@@ -27,8 +27,7 @@ from flowcli.recipe.schema import Column, Data, reached
 class TableCodec(Codec):
     """The modelled columns, in order, and the given ones: chosen and typed once, at ``fit``, the same ever after.
 
-    The flow's vector has the discrete numbers of all columns first and then the continuous ones. ``imputed`` names the
-    columns whose missing values are taken for usual ones.
+    The flow's vector has the discrete numbers of all columns first and then the continuous ones.
     """
 
     columns: tuple[ColumnCodec, ...]
@@ -48,7 +47,10 @@ class TableCodec(Codec):
         given = fit_columns(data.given, table, data, whole, counting=False)
         if not any(column.width for column in columns):
             raise DataError("no column is left to model: all are excluded, given or constant.")
-        imputed = tuple(c.name for c in columns if data.columns.get(c.name, Column()).missing == "impute")
+        for name in data.given:
+            if data.columns.get(name, Column()).missing in ("indicator", "marginalise"):
+                refuse_holes(name, whole.column(name), Column())  # a context must have a value, if an imputed one
+        imputed = tuple(c.name for c in (*columns, *given) if data.columns.get(c.name, Column()).missing == "impute")
         return TableCodec(columns, given, imputed)
 
     @staticmethod
@@ -108,13 +110,7 @@ class TableCodec(Codec):
         missing = torch.zeros(batch.num_rows, self.features, dtype=torch.bool)
         for column, slots in zip(self.columns, self.slots, strict=True):
             numbers, codes = self._read_column(batch, column)
-            gone = codes == MISSING
-            if gone.any():
-                numbers[gone] = column.usual()
-                if column.name in self.imputed:
-                    codes = np.where(gone, np.int8(OK), codes)
-                else:
-                    missing[:, slots] |= torch.from_numpy(gone)[:, None]
+            missing[:, slots] = torch.from_numpy(codes == MISSING)[:, None]
             status = np.maximum(status, codes)
             raw[:, slots] = torch.from_numpy(numbers)
         return Rows(raw, context, status, lost, missing if missing.any() else None)
@@ -128,7 +124,7 @@ class TableCodec(Codec):
         numbers, codes = column.read(values)
         if isinstance(column, Told):
             codes = column.read_beside(values, [values_of(batch, self.column(key)) for key in column.by])
-        return numbers, codes
+        return self._filled(column, numbers, codes)
 
     def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slopes = self.encode_columns(raw, u)

@@ -20,6 +20,7 @@ from flowcli.init.survey import Column, Survey, numbers
 MAX_LEVELS = 1000  # of a category
 FEW = 32  # different values of a number that is told apart value by value
 OFTEN = 10  # rows for each value, when it is a level rather than a number
+RETURNING, AGAIN = 1000, 20  # different decimals, and rows for each, with which `fit` makes an atom of every one
 SHAPED = 50_000  # values that a shape is found from
 
 _CAMEL = re.compile(r"[a-z](?:Id|ID|Key|Idx)$")
@@ -78,6 +79,8 @@ def advise(survey: Survey, given: Sequence[str], exclude: Sequence[str]) -> dict
             found.leave_out("asked for")
             continue
         _advise(found, column, survey)
+        if name in given and "missing" in found.options:
+            found.options["missing"] = "impute"  # a context must have a value
         if name in given and found.excluded:
             if "type" not in found.options:
                 raise DataError(f"--given: column '{name}' cannot be used: {found.reason}.")
@@ -170,15 +173,21 @@ def _number(found: Advice, column: Column, survey: Survey) -> None:
         if found.options["type"] == "integer" and not found.excluded and (n is None or n > FEW):
             _spikes(found, x)
         return
-    if n is not None and n <= FEW and there >= OFTEN * n:
-        found.options["type"] = "category"
-        found.reason, found.certain = f"decimals, but only {n} different values, {span}", False
-        return
     found.options["type"] = "real"
     found.reason = span
+    if n is not None and n <= RETURNING and there >= AGAIN * n:
+        found.reason += f"; decimals, but only {n} different values: each has a probability of its own"
+        return
     rest = _spikes(found, x)
+    # A logarithm wants what is above 0; a few zeros are then a spike of their own.
+    zeros = column.least == 0
+    rest = rest[rest > 0] if zeros else rest
     if len(rest) >= 20:
-        best = shape(rest[:: math.ceil(len(rest) / SHAPED)], column.least, column.greatest)
+        best = shape(
+            rest[:: math.ceil(len(rest) / SHAPED)], float(rest.min()) if zeros else column.least, column.greatest
+        )
+        if zeros and best.options.get("transform") == "log":
+            found.options["atoms"] = sorted({0, *found.options.get("atoms", [])})
         found.options = {"type": "real"} | best.options | found.options
         found.reason += f"; {best.reason}" if best.reason else ""
 

@@ -36,8 +36,9 @@ def tell(survey: Survey, advice: dict[str, Advice], given: Sequence[str], exclud
     codes = {name: _codes(survey, name) for name in advice if name not in exclude and _few(survey.columns[name])}
     found: dict[str, tuple[str, ...]] = {}
     if survey.sample.num_rows >= 2 * SEEN:
-        # What is drawn from a density of real numbers is never looked up.
-        exact = [n for n in codes if n in given or (advice[n].modelled and advice[n].options["type"] in EXACT)]
+        # What is drawn from a density of real numbers is never looked up, and what is given is not drawn.
+        modelled = [n for n in codes if advice[n].modelled and n not in given]
+        exact = [n for n in modelled if advice[n].options["type"] in EXACT]
         search = _Search(codes, exact)
         place = {name: i for i, name in enumerate(codes)}
         for name in sorted(codes, key=lambda name: (-(survey.columns[name].distinct or 0), -place[name])):
