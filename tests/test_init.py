@@ -170,14 +170,15 @@ def test_spikes_and_what_is_only_rounded(tmp_path: Path) -> None:
             "gain": np.where(zero < 0.7, 0, RNG.integers(1, 5000, N)),
             "float32": pa.array(np.where(zero < 0.1, 0.1, noise()), pa.float32()),
             "rounded": np.round(noise() * 2, 1) + 0.5,
-            "waits": RNG.geometric(0.1, N),
+            "waits": RNG.geometric(0.1, N),  # few enough that each has a probability of its own
+            "far": np.round(RNG.standard_t(1.5, N) * 5),
             "smooth": noise(),
         },
     )
     atoms = {name: column.atoms for name, column in recipe.data.columns.items()}
     assert atoms == {
         "rain": [0], "two": [-1, 0], "gain": [0], "float32": [float(np.float32(0.1))],
-        "rounded": "auto", "waits": [], "smooth": "auto",
+        "rounded": "auto", "waits": "auto", "far": [], "smooth": "auto",
     }  # fmt: skip
 
 

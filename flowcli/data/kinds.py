@@ -106,7 +106,7 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
         raise DataError(f"column '{name}': holds {values.type}, so it cannot be {kind}.")
     if kind == "integer":
         Integer.fit(name, whole)  # is every value a whole number?
-        if counting and options.atoms == "auto" and Counted.fits(values):
+        if counting and Counted.fits(values):  # each has a probability of its own, atoms as well
             return Counted.fit(name, values, gaps or None)
     atoms = _atoms(values, options, rows, kind == "integer") if counting else []
     rest, whole = _without(atoms, values), _without(atoms, whole)

@@ -20,7 +20,8 @@ from flowcli.init.survey import Column, Survey, numbers
 MAX_LEVELS = 1000  # of a category
 FEW = 32  # different values of a number that is told apart value by value
 OFTEN = 10  # rows for each value, when it is a level rather than a number
-RETURNING, AGAIN = 1000, 20  # different decimals, and rows for each, with which `fit` makes an atom of every one
+RETURNING = 1000  # different decimals that `fit` makes an atom of each, at most
+AGAIN = 20  # rows for each different number, with which `fit` gives each a probability of its own
 SHAPED = 50_000  # values that a shape is found from
 
 _CAMEL = re.compile(r"[a-z](?:Id|ID|Key|Idx)$")
@@ -170,7 +171,7 @@ def _number(found: Advice, column: Column, survey: Survey) -> None:
         found.options["type"] = "integer"
         found.reason = span + several
         _identity(found, column, len(np.unique(x)) / max(1, len(x)))
-        if found.options["type"] == "integer" and not found.excluded and (n is None or n > FEW):
+        if found.options["type"] == "integer" and not found.excluded and (n is None or n > there / AGAIN):
             _spikes(found, x)
         return
     found.options["type"] = "real"
