@@ -27,6 +27,7 @@ from flowcli.data.columns import (
     from_dict,
     robust_scale,
 )  # fmt: skip
+from flowcli.data.columns.gated import student_t4
 from flowcli.data.noise import lattice, uniforms
 from flowcli.data.status import MISSING, NONFINITE, OK, UNSEEN, VIOLATED
 from flowcli.data.table import TableCodec
@@ -175,6 +176,15 @@ def test_a_gate_makes_a_spike_a_probability() -> None:
         total += (own + slope).exp() / 4096
     assert total[:2].tolist() == pytest.approx([1, 1], abs=2e-3)  # any density of y₁ integrates to one
     assert column.write(rows.raw[:, :2].numpy()).to_pylist() == [0.0, None, 2.5]
+
+
+def test_the_filler_behind_a_gate_is_students_t() -> None:
+    u = torch.linspace(1e-6, 1 - 1e-6, 1000, dtype=torch.float64, requires_grad=True)
+    y, log_density = student_t4(u)
+    assert torch.allclose(log_density, torch.distributions.StudentT(4.0).log_prob(y), atol=1e-9)
+    (slope,) = torch.autograd.grad(y.sum(), u)
+    assert torch.allclose(slope.log(), -log_density, atol=1e-6)
+    assert student_t4(torch.tensor([0.5, 0.975]))[0].tolist() == pytest.approx([0, 2.776445], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -105,29 +105,60 @@ def coarse(values: np.ndarray, column: pd.Series, fitted: pd.Series) -> np.ndarr
     return np.minimum(np.searchsorted(levels, values), len(levels) - 1)
 
 
-def test_a_mixed_table_of_four_columns_sums_to_one() -> None:
+@pytest.mark.parametrize("flow", ["maf-spline", "realnvp-affine", "radial"])
+def test_a_table_of_every_kind_of_column_sums_to_one(flow: str) -> None:
+    """Real, counted, categorical, boolean, and a column with a spike and gaps: the discrete part is enumerated, the
+    continuous one integrated."""
     rng = np.random.default_rng(1)
     n = 2000
     x = rng.standard_normal(n)
     frame = pd.DataFrame(
         {
             "x": 300 + 20 * x,
-            "k": rng.binomial(6, 1 / (1 + np.exp(-x))),
+            "k": rng.binomial(4, 1 / (1 + np.exp(-x))),
             "c": rng.choice(["a", "b"], n, p=[0.8, 0.2]),
             "b": rng.random(n) < 0.5 + 0.3 * np.tanh(x),
+            "z": np.where(rng.random(n) < 0.3 + 0.2 * np.tanh(x), 0.0, np.exp(0.5 * x + 0.5 * rng.standard_normal(n))),
         }
     )
+    frame.loc[rng.random(n) < 0.1, "z"] = np.nan
     model = flowcli.fit(
-        {"flow": {"type": "maf", "layers": 2, "hidden": [32]}, "train": {"epochs": 5}},
+        {
+            "flow": FLOWS[flow] | {"hidden": [32]},
+            "train": {"epochs": 5},
+            "data": {"columns": {"z": {"transform": "log", "missing": "indicator"}}},
+        },
         frame,
     )  # fmt: skip
+    assert [column.kind for column in model.codec.columns] == ["real", "counted", "category", "category", "gated"]
     xs, weights = cells(frame["x"])
+    xs, weights = xs[::15], 15 * weights[::15]
+    logs = np.linspace(-6, 6, 49)
+    zs, z_weights = [*np.exp(logs), 0.0, np.nan], [*np.exp(logs) * 0.25, 1.0, 1.0]
     grid = pd.DataFrame(
-        list(itertools.product(xs[::6], range(-12, 20), ["a", "b", "?"], [False, True])), columns=frame.columns
+        list(itertools.product(xs, range(-2, 8), ["a", "b", "?"], [False, True], zs)), columns=frame.columns
     )
-    mass = np.exp(model.log_prob(grid)).reshape(len(xs[::6]), -1).sum(1) @ (6 * weights[::6])
-    seen = mass + 1 / (n * 0.9 + 3)  # a third state of the flag has the last cell, and cannot be written in a bool
-    assert seen == pytest.approx(1, abs=0.01)
+    shape = (len(xs), 10 * 3 * 2, len(zs))
+    mass = np.exp(model.log_prob(grid)).reshape(shape).sum(1)
+    assert weights @ mass @ z_weights == pytest.approx(1, abs=0.01)
+    drawn = model.sample(20_000)
+    assert drawn["z"].isna().mean() == pytest.approx(weights @ mass[:, -1], abs=0.01)
+    assert (drawn["z"] == 0).mean() == pytest.approx(weights @ mass[:, -2], abs=0.015)
+
+
+def test_wide_integers_among_other_columns_sum_to_one() -> None:
+    rng = np.random.default_rng(1)
+    n = 2000
+    x = rng.standard_normal(n)
+    wide = rng.poisson(np.exp(5 + 0.3 * x))
+    frame = pd.DataFrame({"wide": wide, "c": rng.choice(["a", "b"], n), "spiky": np.where(x > 0.5, 7, wide)})
+    model = flowcli.fit({"flow": FLOWS["maf-affine"], "train": {"epochs": 5}}, frame)
+    assert [column.kind for column in model.codec.columns] == ["integer", "category", "gated"]
+    step = 6  # a sum over every sixth whole number, the function being smooth, and over the spike itself
+    wides, spiky = np.arange(0, 900, step), np.arange(2, 900, step)
+    grid = pd.DataFrame(list(itertools.product(wides, ["a", "b"], [*spiky, 7])), columns=frame.columns)
+    mass = np.exp(model.log_prob(grid)).reshape(len(wides), 2, -1).sum((0, 1)) * step
+    assert mass[:-1].sum() * step + mass[-1] == pytest.approx(1, abs=0.02)
 
 
 def test_given_columns_make_a_conditional_density() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from flowcli.data.columns.column import HALF_LOG_2PI, Cells, Codes, ColumnCodec, Floats, numbers, placed, require
+from flowcli.data.columns.column import Cells, Codes, ColumnCodec, Floats, numbers, placed, require
 from flowcli.data.columns.integer import Integer
 from flowcli.data.columns.moment import Moment
 from flowcli.data.columns.real import Real
@@ -25,9 +26,9 @@ class Gated(ColumnCodec):
     the column is at one of its ``atoms``, or, with ``gaps``, is missing.
 
     p(x) is then a probability at an atom, and P(gate open)·p(x | open) elsewhere; the likelihood stays finite however
-    many rows are at one value. Behind a closed gate the flow's number is drawn from the standard Gaussian, y = Φ⁻¹(u)
-    with log|dy/du| = −log φ(y): averaged over u, exp(log_prob) integrates the number out, whatever the flow makes of
-    it.
+    many rows are at one value. Behind a closed gate the flow's number is drawn from a Student-t, y = Q(u) with
+    log|dy/du| = −log q(y): averaged over u, exp(log_prob) integrates the number out, whatever the flow makes of it.
+    The tails of q are as heavy as a flow's, lest the average over few places miss what it has there.
     """
 
     value: Real | Integer | Moment
@@ -45,7 +46,7 @@ class Gated(ColumnCodec):
 
     @property
     def points(self) -> int:  # type: ignore[override]
-        """Few: a flow soon learns that what is behind a closed gate is a standard Gaussian, and then one would do."""
+        """Few: a flow soon learns what is drawn behind a closed gate, and then one would do."""
         return max(8, self.value.points)
 
     @property
@@ -76,10 +77,10 @@ class Gated(ColumnCodec):
 
     def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = self.value.encode(raw[:, 1:], u[:, 1:])
-        filler = torch.special.ndtri(u[:, 1:])
+        filler, log_density = student_t4(u[:, 1:])
         closed = raw[:, 0] > 0
         y = torch.where(closed[:, None], filler, y)
-        log_slope = torch.where(closed, 0.5 * filler[:, 0].square() + HALF_LOG_2PI, log_slope)
+        log_slope = torch.where(closed, -log_density[:, 0], log_slope)
         return torch.cat([placed(raw[:, :1], u[:, :1]), y], 1), log_slope
 
     def decode(self, y: Tensor) -> Tensor:
@@ -99,3 +100,11 @@ class Gated(ColumnCodec):
 
     def usual(self) -> Floats:
         return np.array([float(np.argmax(self.counts)), self.value.usual()[0]])
+
+
+def student_t4(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The quantile of Student's t with 4 degrees of freedom at ``u``, and the log-density there (Shaw 2006, section 2:
+    with α = 4u(1−u), Q = ±2·√(cos(arccos(√α)/3)/√α − 1))."""
+    root = (4 * u * (1 - u)).sqrt()
+    y = 2 * (torch.cos(torch.arccos(root.clamp(max=1)) / 3) / root - 1).clamp(min=0).sqrt()
+    return torch.where(u < 0.5, -y, y), math.log(3 / 8) - 2.5 * torch.log1p(y.square() / 4)
