@@ -157,7 +157,7 @@ def test_given_columns_are_those_of_the_new_rows() -> None:
 @pytest.mark.parametrize("batch", [1, 7, 1000])
 @pytest.mark.parametrize("rows", [5, 10, 11, 20, 21, 1000])
 def test_thinned_rows_are_evenly_spread(rows: int, batch: int) -> None:
-    kept = Thinned(10, ["x", "elsewhere"])
+    kept = Thinned(10, ["x"])
     batches = table(pd.DataFrame({"x": range(rows), "y": 0})).to_batches(batch)
     assert sum(part.num_rows for part in kept.passing(batches)) == rows
     x = kept.table().column("x").to_pylist()
@@ -168,8 +168,10 @@ def test_thinned_rows_are_evenly_spread(rows: int, batch: int) -> None:
     assert steps.min() >= 1
     assert steps.max() <= 2 * steps.min()
     assert rows - 1 - x[-1] <= steps.max()
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="the data: no rows"):
         Thinned(10, ["x"]).table()
+    with pytest.raises(DataError, match="these has no column 'z'"):
+        next(Thinned(10, ["z"], "these").passing(batches))
 
 
 def test_thinned_levels_may_differ_between_batches() -> None:
@@ -244,7 +246,7 @@ def test_new_rows_are_thinned(folder: Path) -> None:
         (("new.csv", "--copies", "nowhere.csv"), 3, "nowhere.csv: no such file"),
         (("new.csv", "--copies", "train", "--label", "odd"), 2, "rows like the training rows"),
         (("-", "--copies", "-"), 2, "can be read only once"),
-        (("new.csv", "--copies", "other.csv"), 3, "has no column 'a'"),
+        (("new.csv", "--copies", "other.csv"), 3, "the training data has no column 'a'"),
     ],
 )
 def test_what_cannot_be(folder: Path, asked: tuple[str, ...], code: int, said: str) -> None:

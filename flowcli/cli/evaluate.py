@@ -103,7 +103,7 @@ def _lines(found: Copies) -> list[tuple[str, str]]:
         ("identical to one", f"{found.identical:.2%} drawn, {found.identical_new:.2%} new"),
         ("distance, median", f"{found.median:.4g} drawn, {found.median_new:.4g} new"),
         ("distance, 5 %", f"{found.low:.4g} drawn, {found.low_new:.4g} new"),
-        ("nearer than new rows", f"{found.auroc:.4f} (AUROC; 0.5 by chance)"),
         ("as near as that", f"{found.near:.2%} drawn, {found.near_new:.2%} new"),
+        ("nearer than a new row", f"{found.auroc:.4f} (AUROC; 0.5 by chance)"),
         ("copies", f"{'yes' if found.copied else 'no more than chance gives'} (p = {found.p_value:.2g})"),
     ]

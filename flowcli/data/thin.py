@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from flowcli.data.kinds import require
 from flowcli.errors import DataError
 
 
@@ -22,6 +23,7 @@ class Thinned:
 
     most: int
     names: Sequence[str]
+    what: str = "the data"  # for errors
     _kept: list[pa.Table] = field(default_factory=list)
     _rows: int = 0  # that it keeps
     _seen: int = 0
@@ -34,8 +36,10 @@ class Thinned:
             yield batch
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Look at a batch. Raises DataError when its columns have other types than those before."""
-        part = pa.Table.from_batches([batch]).select([name for name in self.names if name in batch.schema.names])
+        """Look at a batch. Raises DataError when it has not the columns, or they do not go with those before."""
+        for name in self.names:
+            require(batch.schema, name, self.what)
+        part = pa.Table.from_batches([batch]).select(self.names)
         self._kept.append(part.take(pa.array(np.arange(-self._seen % self._step, len(part), self._step))))
         self._seen += len(part)
         self._rows += len(self._kept[-1])
@@ -47,7 +51,7 @@ class Thinned:
     def table(self) -> pa.Table:
         """The rows. Raises DataError when there are none."""
         if not self._rows:
-            raise DataError("the data has no rows.")
+            raise DataError(f"{self.what}: no rows.")
         if self._rows <= self.most:
             return self._whole()
         return _at(self._whole(), np.linspace(0, self._rows - 1, self.most).round().astype(np.int64))
@@ -56,7 +60,9 @@ class Thinned:
         try:
             return pa.concat_tables(self._kept, promote_options="permissive").unify_dictionaries()
         except pa.ArrowException as error:
-            raise DataError(f"the rows do not fit together: {str(error).splitlines()[0].rstrip('.')}.") from None
+            raise DataError(
+                f"{self.what}: the rows do not fit together: {str(error).splitlines()[0].rstrip('.')}."
+            ) from None
 
 
 def _at(table: pa.Table, places: NDArray[np.int64]) -> pa.Table:

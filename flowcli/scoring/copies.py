@@ -68,7 +68,9 @@ def new_rows(model: Model) -> Thinned:
 
 def train_rows(model: Model, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     """At most 200,000 rows, evenly spread; fewer of more than 83 numbers each. Raises DataError when there are none."""
-    kept = Thinned(min(MAX_TRAIN, max(1, MAX_NUMBERS // model.codec.features)), [*model.codec.types])
+    kept = Thinned(
+        min(MAX_TRAIN, max(1, MAX_NUMBERS // model.codec.features)), [*model.codec.types], "the training data"
+    )
     for batch in batches:
         kept.add(batch)
     return kept.table()
