@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+
+if TYPE_CHECKING:
+    from flowcli.scoring import Copies
 
 
 @command()
@@ -17,6 +20,14 @@ def evaluate(
     label: Annotated[
         str | None, typer.Option(metavar="COL", help="A two-valued column; its greater value marks anomalies.")
     ] = None,
+    copies: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TRAIN",
+            help="Are draws nearer to these training rows than DATA, held-out rows, are? May be repeated.",
+        ),
+    ] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws of --copies.")] = 0,
     format: Annotated[str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -.")] = None,
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
@@ -25,21 +36,39 @@ def evaluate(
 ) -> None:
     """Measure a model on data.
 
-    Log-likelihood, bits per dimension, a Gaussian beside it, and AUROC with labels.
+    Log-likelihood, bits per dimension, a Gaussian beside it, AUROC with labels, and whether draws copy training rows.
     """
     import json
     import math
     from dataclasses import asdict
 
     from flowcli.cli.formats import check_format, loaded, read_source
+    from flowcli.data.source import STDIN
+    from flowcli.errors import UsageError
+    from flowcli.scoring import copies as compare
+    from flowcli.scoring import draw_like, new_rows, train_rows
     from flowcli.scoring import evaluate as measure
 
     check_format(format)
+    if copies and label is not None:
+        raise UsageError("--copies: DATA must be rows like the training rows, and --label says that some are not.")
+    if STDIN in copies and STDIN in data:
+        raise UsageError("standard input (-) can be read only once.")
     fitted = loaded(model, device)
-    found = measure(fitted, (batch for _, batch in read_source(data, fitted, format).batches()), label)
+    batches = (batch for _, batch in read_source(data, fitted, format).batches())
+    copied = None
+    if copies:
+        new, train = new_rows(fitted), read_source(copies, fitted, format)
+        found = measure(fitted, new.passing(batches))
+        drawn = draw_like(fitted, new.table(), seed)
+        copied = compare(fitted, drawn, new.table(), train_rows(fitted, (batch for _, batch in train.batches())))
+        if copied.identical_new == 1:
+            console.warn("--copies: every row of DATA is also a training row; the rows to compare with must be others")
+    else:
+        found = measure(fitted, batches, label)
     if json_:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(found).items()}
-        console.result(json.dumps(values, indent=2))
+        console.result(json.dumps(values | ({"copies": asdict(copied)} if copied else {}), indent=2))
         return
     others = ", ".join(f"{n:,} {name}" for name, n in found.statuses.items() if name != "ok")
     lines = [
@@ -58,5 +87,23 @@ def evaluate(
     ]
     if found.auroc is not None and found.average_precision is not None:
         lines += [("AUROC", f"{found.auroc:.4f}"), ("average precision", f"{found.average_precision:.4f}")]
+    if copied:
+        lines += _lines(copied)
     for name, value in lines:
         console.result(f"{name:<21} {value}")
+
+
+def _lines(found: Copies) -> list[tuple[str, str]]:
+    """What is said of copies: of drawn rows, and of new ones beside them."""
+    return [
+        (
+            "against training rows",
+            f"{found.rows:,} drawn and {found.rows_new:,} new rows, against {found.rows_train:,}",
+        ),
+        ("identical to one", f"{found.identical:.2%} drawn, {found.identical_new:.2%} new"),
+        ("distance, median", f"{found.median:.4g} drawn, {found.median_new:.4g} new"),
+        ("distance, 5 %", f"{found.low:.4g} drawn, {found.low_new:.4g} new"),
+        ("as near as that", f"{found.near:.2%} drawn, {found.near_new:.2%} new"),
+        ("nearer than a new row", f"{found.auroc:.4f} (AUROC; 0.5 by chance)"),
+        ("copies", f"{'yes' if found.copied else 'no more than chance gives'} (p = {found.p_value:.2g})"),
+    ]

@@ -1,6 +1,10 @@
 """log_prob → score, p-value, flag and status."""
 
+from flowcli.scoring.copies import Copies, copies, draw_like, new_rows, train_rows
 from flowcli.scoring.evaluate import Evaluation, evaluate
 from flowcli.scoring.score import FalseDiscoveries, Level, p_values, score_batch
 
-__all__ = ["Evaluation", "FalseDiscoveries", "Level", "evaluate", "p_values", "score_batch"]
+__all__ = [
+    "Copies", "Evaluation", "FalseDiscoveries", "Level", "copies", "draw_like", "evaluate", "new_rows", "p_values",
+    "score_batch", "train_rows",
+]  # fmt: skip
