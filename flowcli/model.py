@@ -147,19 +147,24 @@ class Model:
         density, samples = density or self._flow_density, samples or self.points
         chunk = rows_at_once(self.codec)
         out = np.zeros((3, len(rows)))
-        for index in _chunks(~rows.holes, chunk):
-            some = rows.take(torch.from_numpy(index))
-            terms = []
-            for place in self.codec.places(some.raw, samples):
-                y, log_det = self.codec.encode(some.raw, place.expand(some.raw.shape))
-                terms.append(density(y, some.context) + log_det)
-            out[0, index] = out[2, index] = (torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))).numpy()
+        placeless = self.codec.placeless(rows.raw).numpy()
+        for which in (placeless, ~placeless):
+            for index in _chunks(which & ~rows.holes, chunk):
+                out[0, index] = out[2, index] = self._averaged(rows.take(torch.from_numpy(index)), density, samples)
         for index in _chunks(rows.holes, chunk):
             out[:, index] = self.completed(rows.take(torch.from_numpy(index)), density)
         impossible = ~np.isfinite(out[0]) | np.isin(rows.status, (NONFINITE, VIOLATED))
         out[:, impossible] = np.array([-np.inf, 0.0, -np.inf])[:, None]
         out[:, rows.lost] = np.nan
         return Density(*out)
+
+    def _averaged(self, rows: Rows, density: Encoded, samples: int) -> NDArray[np.float64]:
+        """Log-densities ``(n,)`` of rows without holes, whatever their status."""
+        terms = []
+        for place in self.codec.places(rows.raw, samples):
+            y, log_det = self.codec.encode(rows.raw, place.expand(rows.raw.shape))
+            terms.append(density(y, rows.context) + log_det)
+        return (torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))).numpy()
 
     def completed(self, rows: Rows, density: Encoded | None = None, draws: int = DRAWS) -> Density:
         """The :class:`Density` of rows that all have missing values, whatever their status.

@@ -143,6 +143,10 @@ class Codec(ABC):
     def points(self) -> int:
         """How many places in its cell a row's density is averaged over, unless it is said otherwise."""
 
+    def placeless(self, raw: Tensor) -> Tensor:
+        """Which rows' density does not depend on the places, ``(n,)``."""
+        return torch.full((len(raw),), not self.dequantised)
+
     @abstractmethod
     def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
         """The places ``u (n or 1, features)`` in their cells over which a density is averaged; None is

@@ -151,9 +151,13 @@ class TableCodec(Codec):
         points = [column.points for column in self.columns]
         return max(points) * (4 if sum(n >= Integer.points for n in points) > 2 else 1)
 
+    def placeless(self, raw: Tensor) -> Tensor:
+        parts = [column.placeless(raw[:, slots]) for column, slots in zip(self.columns, self.slots, strict=True)]
+        return torch.stack(parts).all(0)
+
     def places(self, raw: Tensor, samples: int | None) -> Iterator[Tensor]:
-        """Spread evenly, the same for every row; one, the middle, where it does not matter."""
-        yield from lattice((samples or self.points) if self.dequantised else 1, self.features)[:, None]
+        """Spread evenly, the same for every row; one, the middle, where they do not matter to any."""
+        yield from lattice(1 if self.placeless(raw).all() else samples or self.points, self.features)[:, None]
 
     def decode(self, y: Tensor) -> pa.RecordBatch:
         """Types and levels are restored, constants put back, and what others tell is looked up."""

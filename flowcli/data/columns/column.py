@@ -86,6 +86,10 @@ class ColumnCodec(ABC):
         """The flow's numbers ``(n, width)`` and log|dy/dx| ``(n,)``, float64, for raw numbers and places ``(n,
         width)``."""
 
+    def placeless(self, raw: Tensor) -> Tensor:
+        """For which raw numbers ``(n, width)`` it does not matter what u is, ``(n,)``."""
+        return torch.full((len(raw),), self.points == 1)
+
     @abstractmethod
     def decode(self, y: Tensor) -> Tensor:
         """Raw numbers for the flow's numbers, both ``(n, width)``."""

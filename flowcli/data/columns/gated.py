@@ -37,6 +37,7 @@ class Gated(ColumnCodec):
     counts: tuple[int, ...]  # open, at each atom, missing
 
     kind: ClassVar[str] = "gated"
+    points: ClassVar[int] = 32
 
     def check(self) -> None:
         require(len(self.counts) == 1 + len(self.atoms) + self.gaps and min(self.counts) >= 0, "a count for every gate")
@@ -44,10 +45,8 @@ class Gated(ColumnCodec):
         require(self.value.name == self.name and self.value.width == 1 and self.value.continuous, "it gates one number")
         self.value.check()
 
-    @property
-    def points(self) -> int:  # type: ignore[override]
-        """Few: a flow soon learns what is drawn behind a closed gate, and then one would do."""
-        return max(8, self.value.points)
+    def placeless(self, raw: Tensor) -> Tensor:
+        return (raw[:, 0] == 0) & self.value.placeless(raw[:, 1:])
 
     @property
     def largest(self) -> int:
