@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +54,15 @@ class Baseline:
         y, missing = y[:LEARNED_FROM], missing[:LEARNED_FROM]
         found = Baseline(mean, torch.diag(variance), cells)
         for _ in range(ROUNDS):
-            parts = [(_filled(part, hole, mean), spread) for part, hole, mean, spread in found._conditional(y, missing)]
-            filled = torch.cat([part for part, _ in parts])
+            filled, spread = y.clone(), torch.zeros_like(found.covariance)
+            for rows in _parts(missing):
+                holes = found.holes(y[rows], missing[rows])
+                filled[rows] = holes.filled(y[rows], holes.mean)
+                block = holes.factor.mT @ holes.factor * holes.real[:, :, None] * holes.real[:, None, :]
+                at = holes.places[:, :, None] * y.shape[1] + holes.places[:, None, :]
+                spread.view(-1).index_add_(0, at.reshape(-1), block.reshape(-1))
             mean, covariance = moments(filled)
-            spread = sum((factor.mT @ factor).sum(0) for _, factor in parts) / len(y)
-            found = Baseline(mean, covariance + spread, cells)
+            found = Baseline(mean, covariance + spread / len(y), cells)
         return found
 
     def log_prob(self, y: Tensor, context: Tensor | None = None, diagonal: bool = False) -> Tensor:
@@ -73,55 +79,92 @@ class Baseline:
         log_prob: Tensor = -0.5 * z.square().sum(1) - log_scale - len(self.mean) * HALF_LOG_2PI + log_slope
         return log_prob
 
+    @cached_property
+    def _precision(self) -> Tensor:
+        precision: Tensor = torch.linalg.inv(self.covariance)
+        return precision
+
+    def holes(self, g: Tensor, missing: Tensor) -> Holes:
+        """What is known of the ``missing`` numbers of rows of scores ``(n, features)``.
+
+        With P the precision, the covariance of the missing part M given the rest O is P_MM⁻¹ and its mean
+        μ_M − P_MM⁻¹ P_MO (x_O − μ_O).
+        """
+        most = int(missing.sum(1).max())
+        index = torch.argsort(~missing, dim=1, stable=True)[:, :most]  # those of a row that lacks fewer are not real
+        real = missing.gather(1, index)
+        if self.covariance.ndim == 1:
+            factor = torch.diag_embed(self.covariance[index].sqrt())
+            return Holes(index, real, self.mean[index], factor)
+        block = self._precision[index[:, :, None], index[:, None, :]]
+        both = real[:, :, None] & real[:, None, :]
+        lower = torch.linalg.cholesky(torch.where(both, block, torch.eye(most, dtype=g.dtype)))
+        identity = torch.eye(most, dtype=g.dtype).expand_as(lower)
+        factor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        shift = (((g - self.mean) * ~missing) @ self._precision).gather(1, index) * real
+        mean = self.mean[index] - (factor.mT @ (factor @ shift[..., None]))[..., 0]
+        return Holes(index, real, mean, factor)
+
     def completed(self, y: Tensor, missing: Tensor, normal: Tensor, spread: float = 1.0) -> tuple[Tensor, Tensor]:
         """Encoded rows ``(n, features)`` whose ``missing`` numbers are drawn given the others from the Gaussian, spread
         ``spread`` times as far, with standard Gaussian ``normal (n, features)``; and the log-density ``(n,)`` of the
-        draws under both the Gaussian and one ``WIDER`` as far, half each, in the flow's space."""
+        draws under the Gaussian and one ``WIDER`` as far, half each, in the flow's space."""
+        full, log_q = y.clone(), y.new_zeros(len(y))
+        for rows in _parts(missing):
+            # Each missing number's own normal, not one that has served another number of the row.
+            own = normal[rows].gather(1, torch.argsort(~missing[rows], dim=1, stable=True))
+            part, log_density = self.draws(y[rows], missing[rows], spread * own[:, None])
+            full[rows], log_q[rows] = part[:, 0], log_density[:, 0]
+        return full, log_q
+
+    def draws(self, y: Tensor, missing: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`completed` rows ``(n, k, features)`` and log-densities ``(n, k)`` of k draws each. The first numbers
+        of the ``noise (n or 1, k, features)`` serve the missing ones, whichever these are."""
         g, _ = scores(y, self.cells)
-        drawn, log_q = [], []
-        start = 0
-        for part, hole, mean, factor in self._conditional(g, missing):
-            noise = (normal[start : start + len(part)] * spread)[..., None]
-            start += len(part)
-            drawn.append(_filled(part, hole, mean + (factor.mT @ noise)[..., 0]))
-            squares = (noise[..., 0].square() * hole).sum(1)
-            count = hole.sum(1)
-            # The factor's rows are zero but for the missing numbers', where it is the inverse of a triangular one.
-            log_scale = (factor.diagonal(dim1=1, dim2=2).clamp(min=1e-300).log() * hole).sum(1)
-            near = -0.5 * squares
-            far = -0.5 * squares / WIDER**2 - count * math.log(WIDER)
-            log_q.append(torch.logaddexp(near, far) - math.log(2) - log_scale - count * HALF_LOG_2PI)
-        full, log_slope = unscored(torch.cat(drawn), self.cells, missing)
-        return torch.where(missing, full, y), torch.cat(log_q) + log_slope
-
-    def _conditional(self, g: Tensor, missing: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Parts of the rows: their scores, what is missing, the conditional mean ``(n, features)`` of that given the
-        rest, and a factor ``F (n, features, features)`` of its conditional covariance FᵀF, zero elsewhere.
-
-        With P the precision, the covariance of the missing part M is P_MM⁻¹ and its mean μ_M − P_MM⁻¹ P_MO (x_O − μ_O).
-        With the identity in the place of P outside M, all patterns have matrices of one size.
-        """
-        d = g.shape[1]
-        covariance = torch.diag(self.covariance) if self.covariance.ndim == 1 else self.covariance
-        precision = torch.linalg.inv(covariance)
-        size = max(1, MAX_SOLVED // d**2)
-        for start in range(0, len(g), size):
-            part, hole = g[start : start + size], missing[start : start + size]
-            patterns, which = torch.unique(hole, dim=0, return_inverse=True)
-            inside = patterns[:, :, None] & patterns[:, None, :]
-            matrices = torch.where(inside, precision, torch.eye(d, dtype=g.dtype))
-            factors = torch.linalg.cholesky(matrices)
-            inverse = torch.linalg.solve_triangular(
-                factors, torch.eye(d, dtype=g.dtype).expand_as(factors), upper=False
-            )
-            inverse = torch.where(inside, inverse, torch.zeros_like(inverse))[which]
-            shift = ((part - self.mean) * ~hole) @ precision * hole
-            mean = self.mean - (inverse.mT @ (inverse @ shift[..., None]))[..., 0]
-            yield part, hole, mean, inverse
+        holes, (n, d), k = self.holes(g, missing), y.shape, noise.shape[1]
+        noise = noise[..., : holes.places.shape[1]].expand(n, -1, -1)
+        values = holes.mean[:, None] + noise @ holes.factor
+        drawn = holes.filled(g[:, None].expand(n, k, d), values)
+        squares = (noise.square() * holes.real[:, None]).sum(2)
+        count = missing.sum(1)[:, None]
+        log_scale = (holes.factor.diagonal(dim1=1, dim2=2).log() * holes.real).sum(1)[:, None]
+        wide = -0.5 * squares / WIDER**2 - count * math.log(WIDER)
+        log_q = torch.logaddexp(-0.5 * squares, wide) - math.log(2) - log_scale - count * HALF_LOG_2PI
+        hole = missing[:, None].expand(n, k, d)
+        full, log_slope = unscored(drawn.reshape(-1, d), self.cells, hole.reshape(-1, d))
+        return torch.where(hole, full.view(n, k, d), y[:, None]), log_q + log_slope.view(n, k)
 
 
-def _filled(part: Tensor, hole: Tensor, values: Tensor) -> Tensor:
-    return torch.where(hole, values, part)
+class Holes(NamedTuple):
+    """Of rows with missing numbers: their ``places (n, m)``, ``real (n, m)`` or there only to fill up; their
+    conditional means ``(n, m)``, and a factor ``F (n, m, m)`` of their conditional covariance FᵀF."""
+
+    places: Tensor
+    real: Tensor
+    mean: Tensor
+    factor: Tensor
+
+    def filled(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Rows ``(n, …, features)`` with ``values (n, …, m)`` in their holes."""
+        middle = rows.shape[1:-1]
+        index, real = (
+            part.view(len(part), *[1] * len(middle), -1).expand(len(part), *middle, -1)
+            for part in (self.places, self.real)
+        )
+        return rows.scatter(-1, index, torch.where(real, values, rows.gather(-1, index)))
+
+
+def _parts(missing: Tensor) -> Iterator[Tensor]:
+    """The rows with missing numbers, so many at a time as keep the matrices of these small; such together as lack about
+    as many."""
+    counts = missing.sum(1)
+    order = torch.argsort(counts, stable=True)
+    order = order[counts[order] > 0]
+    while len(order):
+        most = int(counts[order[-1]])
+        size = max(1, MAX_SOLVED // most**2)
+        order, part = order[:-size] if size < len(order) else order[:0], order[-size:]
+        yield part
 
 
 def scores(y: Tensor, cells: Sequence[Cells]) -> tuple[Tensor, Tensor]:

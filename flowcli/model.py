@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcli import tensorfile
-from flowcli.baseline import MAX_COVARIANCE, WIDER, Baseline
+from flowcli.baseline import MAX_COVARIANCE, MAX_SOLVED, WIDER, Baseline
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.image import FILE, ImageCodec
 from flowcli.data.noise import lattice
@@ -172,28 +172,38 @@ class Model:
         By importance sampling with draws m of the missing part from the baseline's conditional q, half of them wider:
         p(x_O) = E_q[p(x_O, m)/q(m)]. The same evenly spread draws (a scrambled Sobol sequence) serve all rows.
         """
-        codec, density = self.codec, density or self._flow_density
+        assert rows.missing is not None
+        density, most = density or self._flow_density, int(rows.missing.sum(1).max())
+        chunk = max(1, min(rows_at_once(self.codec) // draws, MAX_SOLVED // most**2))
+        parts = [
+            self._completed(rows.take(torch.arange(start, min(start + chunk, len(rows)))), density, draws)
+            for start in range(0, len(rows), chunk)
+        ]
+        return Density(*np.concatenate(parts, 1))
+
+    def _completed(self, rows: Rows, density: Encoded, draws: int) -> NDArray[np.float64]:
+        """:meth:`completed` for so few rows that all draws of all of them are one batch, ``(3, n)``."""
+        codec, (n, d) = self.codec, rows.raw.shape
         assert isinstance(codec, TableCodec)
         assert rows.missing is not None
-        columns = torch.stack([rows.missing[:, slots].any(1) for slots in codec.slots], 1)
-        log_weights, complete = [], []
-        places = lattice(draws, codec.features)
-        normals = torch.special.ndtri(lattice(2 * draws, codec.features)[draws:].clamp(1e-9, 1 - 1e-9))
-        for k, (place, normal) in enumerate(zip(places, normals, strict=True)):
-            y, log_slopes = codec.encode_columns(rows.raw, place.expand(rows.raw.shape))
-            y, log_q = self.baseline.completed(y, rows.missing, normal.expand(y.shape), WIDER if k % 2 else 1.0)
-            log_p = density(y, rows.context)
-            seen = (log_slopes * ~columns).sum(1)
-            _, all_slopes = codec.encode_columns(
-                torch.where(rows.missing, codec.decode_raw(y), rows.raw), place.expand(y.shape)
-            )
-            log_weights.append(log_p + seen - log_q)
-            complete.append(log_p + seen + (all_slopes * columns).sum(1))
-        weights = torch.stack(log_weights)
-        log_prob = torch.logsumexp(weights, 0) - math.log(draws)
-        share = torch.softmax(weights, 0)
-        error = (share * draws - 1).square().mean(0).sqrt() / math.sqrt(draws)
-        return Density(log_prob.numpy(), error.numpy(), (share * torch.stack(complete)).sum(0).numpy())
+        noise = torch.special.ndtri(lattice(2 * draws, d)[draws:].clamp(1e-9, 1 - 1e-9))
+        noise[1::2] *= WIDER
+        middle, _ = codec.encode(rows.raw, torch.full_like(rows.raw, 0.5))
+        drawn, log_q = self.baseline.draws(middle, rows.missing, noise[None])
+        raw, hole = (part.repeat_interleave(draws, 0) for part in (rows.raw, rows.missing))
+        places = lattice(draws, d).repeat(n, 1)
+        y, log_slopes = codec.encode_columns(raw, places)
+        y = torch.where(hole, drawn.reshape(-1, d), y)
+        log_p = density(y, None if rows.context is None else rows.context.repeat_interleave(draws, 0))
+        gone = torch.stack([hole[:, slots].any(1) for slots in codec.slots], 1)
+        _, drawn_slopes = codec.encode_columns(torch.where(hole, codec.decode_raw(y), raw), places)
+        log_p = (log_p + torch.where(gone, 0.0, log_slopes).sum(1)).view(n, draws)
+        complete = log_p + torch.where(gone, drawn_slopes, 0.0).sum(1).view(n, draws)
+        weights = log_p - log_q
+        share = torch.softmax(weights, 1)
+        error = (share * draws - 1).square().mean(1).sqrt() / math.sqrt(draws)
+        log_prob = torch.logsumexp(weights, 1) - math.log(draws)
+        return torch.stack([log_prob, error, (share * complete).sum(1)]).numpy()
 
     @torch.no_grad()
     def _flow_density(self, y: Tensor, context: Tensor | None) -> Tensor:

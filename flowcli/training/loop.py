@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,30 +14,20 @@ from torch.optim.swa_utils import AveragedModel
 
 from flowcli.baseline import Baseline
 from flowcli.data.codec import Codec, Rows
-from flowcli.data.noise import uniforms
 from flowcli.errors import TrainingError
 from flowcli.flows.flow import Flow
 from flowcli.model import rows_at_once
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
+from flowcli.training.encode import Encoded, Encoder
 from flowcli.training.progress import Evaluation, Progress
-from flowcli.training.rows import Part, Together, TrainingRows
+from flowcli.training.rows import Together, TrainingRows
 from flowcli.training.state import Counters, State, Tensors, copy_of, ema_update, load_optimizer, optimizer_tensors
 
 WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 steps
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
 MAX_RETREATS = 3
 NO_DENSITY = -1e6  # the log-density that a held-out row without one counts with
-HELD_OUT = 2**32  # the epoch whose dequantisation noise the held-out rows keep
-COINS = 2**33  # added to an epoch for draws that are not its dequantisation noise
-
-
-class Encoded(NamedTuple):
-    """Rows as the flow sees them: ``y (n, features)``, context, and the mean of the codec's log-determinant."""
-
-    y: Tensor
-    context: Tensor | None
-    log_det: float
 
 
 class Interrupted(Exception):
@@ -57,14 +46,13 @@ class Trainer:
         progress: Progress,
     ) -> None:  # fmt: skip
         self.device = devices.choose(settings.device)
-        self.flow, self.codec, self.baseline, self.rows = flow, codec, baseline, rows
+        self.flow, self.codec, self.rows = flow, codec, rows
         self.settings, self.progress = settings, progress
         self.dtype = next(flow.parameters()).dtype
         flow.to(self.device)
         fits = devices.holds(self.device, rows.at_once * (codec.features + codec.context) * self.dtype.itemsize)
         self.home = self.device if fits else torch.device("cpu")
         self.stopped: Callable[[], bool] = lambda: False
-        self.held_out = self._encode([(0, held_out)], HELD_OUT)
         self.data: Encoded | None = None
         self.batch = batch_size(settings, len(rows))
         self.steps = len(rows) // self.batch
@@ -75,6 +63,8 @@ class Trainer:
         self.average = AveragedModel(flow, multi_avg_fn=ema_update(settings.ema))
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
+        self.encoder = Encoder(codec, baseline, settings.seed, self.device, self.home, self.dtype, self._poll)
+        self.held_out, self.held_out_rows = self.encoder.encode_held_out(held_out), len(held_out)
         self.state: State | None = None
 
     # -- the fit -------------------------------------------------------------------------------------------------
@@ -94,7 +84,7 @@ class Trainer:
         self.on_state, self.stopped = on_state, stopped
         self.progress.begin(
             self.settings.epochs, self.steps, sum(p.numel() for p in self.parameters),
-            len(self.rows), len(self.held_out.y), self.device.type,
+            len(self.rows), self.held_out_rows, self.device.type,
         )  # fmt: skip
         if start is None:
             evaluation, self.state = self._evaluate(math.nan, 0.0, None)
@@ -209,8 +199,12 @@ class Trainer:
                 self._poll()
                 context = None if given is None else given[i : i + chunk].to(self.device)
                 log_probs.append(averaged(self.held_out.y[i : i + chunk].to(self.device), context).double().cpu())
+        log_prob = torch.cat(log_probs)
+        if self.held_out.log_q is not None:  # log 1/k Σ p(x_O, m)/q(m)
+            weights = log_prob.view(self.held_out.log_q.shape) - self.held_out.log_q
+            log_prob = torch.logsumexp(weights, 1) - math.log(weights.shape[1])
         # A row without any density would make every mean −∞, and no epoch better than another.
-        log_prob = torch.nan_to_num(torch.cat(log_probs), nan=NO_DENSITY, neginf=NO_DENSITY)
+        log_prob = torch.nan_to_num(log_prob, nan=NO_DENSITY, neginf=NO_DENSITY)
         held_out = float(log_prob.mean()) + self.held_out.log_det
         better = held_out > c.best or last is None
         if better:
@@ -262,30 +256,10 @@ class Trainer:
         for parts in self.rows.windows(epoch, self.counters.window):
             drawn = self.codec.dequantised or any(rows.missing is not None for _, rows in parts)
             if drawn or not isinstance(self.rows, Together):
-                yield self._encode(parts, epoch)
+                yield self.encoder.encode(parts, epoch, self.average.module)
             else:
-                self.data = self.data or self._encode(parts, epoch)
+                self.data = self.data or self.encoder.encode(parts, epoch, self.average.module)
                 yield self.data
-
-    def _encode(self, parts: Sequence[Part], epoch: int) -> Encoded:
-        n = sum(len(rows) for _, rows in parts)
-        y = torch.empty(n, self.codec.features, dtype=self.dtype)
-        total, done, chunk = 0.0, 0, 8 * rows_at_once(self.codec)
-        for start, rows in parts:
-            for i in range(0, len(rows), chunk):
-                self._poll()
-                raw, missing = rows.raw[i : i + chunk], None if rows.missing is None else rows.missing[i : i + chunk]
-                if epoch != HELD_OUT:
-                    raw = self.codec.augmented(raw, uniforms(self.settings.seed, COINS + epoch, start + i, len(raw), 1))
-                u = uniforms(self.settings.seed, epoch, start + i, *raw.shape)
-                part, log_det = self.codec.encode(raw, u)
-                if missing is not None:
-                    part, _ = self.baseline.completed(part, missing, torch.special.ndtri(u))
-                y[done : done + len(raw)] = part
-                total, done = total + float(log_det.sum()), done + len(raw)
-        given = [rows.context for _, rows in parts if rows.context is not None]
-        context = torch.cat(given).to(self.home, self.dtype) if given else None
-        return Encoded(y.to(self.home), context, total / max(n, 1))
 
 
 def batch_size(settings: Train, rows: int) -> int:

@@ -27,7 +27,8 @@ from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
 from flowcli.model import Model, dtype_of, new_flow, rows_at_once
 from flowcli.recipe import Column, Image, Recipe
-from flowcli.training.loop import HELD_OUT, batch_size
+from flowcli.training.encode import HELD_OUT
+from flowcli.training.loop import batch_size
 from flowcli.training.rows import Streamed, Together, TrainingRows, usable
 from flowcli.training.survey import Split, require_rows, survey
 
