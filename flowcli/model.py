@@ -103,7 +103,7 @@ class Model:
                 raise ValueError("what is known of the fit is not in figures")
             with torch.device("meta"):
                 expected = new_flow(recipe, codec).state_dict()
-        except (FlowcliError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (FlowcliError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ModelFileError(f"{file}: its recipe or codec is not one this flowcli knows: {error}") from None
         d, diagonal = codec.features, tensors.get("baseline.covariance", torch.empty(0)).ndim == 1
         shapes = {f"flow.{name}": (tensor.shape, tensor.dtype) for name, tensor in expected.items()} | {

@@ -90,6 +90,8 @@ class Codec(ABC):
             if pa.types.is_integer(type_) and abs(self.column(name).largest) < exact
             else type_.value_type
             if pa.types.is_dictionary(type_)
+            else pa.timestamp("s")  # which JSON has a way to read
+            if pa.types.is_date(type_)
             else type_
             for name, type_ in self.types.items()
         }

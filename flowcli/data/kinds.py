@@ -77,12 +77,32 @@ def telling_rows(names: Iterable[str], table: pa.Table, data: Data) -> NDArray[n
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """One array; decimals and half floats, which Arrow computes little with, as doubles, and views of text as text."""
-    values = column.combine_chunks()
+    """:func:`plain_array` of all."""
+    return plain_array(column.combine_chunks())
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """A table whose columns Arrow can compute with: :func:`plain_array` of each."""
+    columns = [pa.chunked_array([plain_array(table.column(name).combine_chunks())]) for name in table.column_names]
+    return pa.table(columns, names=table.column_names)
+
+
+def plain_array(values: pa.Array) -> pa.Array:
+    """Decimals and half floats as doubles, views of text as text, runs at full length, dictionaries of what is no level
+    by itself without their dictionary, and −0 as 0, which it equals."""
+    if pa.types.is_run_end_encoded(values.type):
+        values = pc.run_end_decode(values)
+    if pa.types.is_dictionary(values.type):
+        inner = values.type.value_type
+        simple = pa.types.is_boolean(inner) or pa.types.is_integer(inner) or _family(inner) == "text"
+        if simple and not pa.types.is_string_view(inner):
+            return values
+        values = values.dictionary_decode() if not pa.types.is_string_view(inner) else values.cast(pa.string())
     if pa.types.is_string_view(values.type):
         return values.cast(pa.string())
-    narrow = pa.types.is_decimal(values.type) or pa.types.is_float16(values.type)
-    return values.cast(pa.float64()) if narrow else values
+    if pa.types.is_decimal(values.type) or pa.types.is_float16(values.type):
+        values = values.cast(pa.float64())
+    return pc.add(values, pa.scalar(0, values.type)) if pa.types.is_floating(values.type) else values
 
 
 def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, counting: bool) -> ColumnCodec:
@@ -108,7 +128,7 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
         Integer.fit(name, whole)  # is every value a whole number?
         if counting and Counted.fits(values):  # each has a probability of its own, atoms as well
             return Counted.fit(name, values, gaps or None)
-    atoms = _atoms(values, options, rows, kind == "integer") if counting else []
+    atoms = _atoms(name, values, options, rows, kind == "integer") if counting else []
     rest, whole = _without(atoms, values), _without(atoms, whole)
     if kind == "integer":
         value: Real | Integer = Integer.fit(name, rest)
@@ -119,7 +139,7 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
         return value
     at = [int(pc.sum(pc.equal(values, pa.scalar(atom, values.type))).as_py() or 0) for atom in atoms]
     counts = (len(values) - sum(at), *at, *([gaps] if gaps else []))
-    return Gated(name, value.arrow_type, value, tuple(map(float, atoms)), gaps > 0, counts)
+    return Gated(name, value.arrow_type, value, tuple(atoms), gaps > 0, counts)
 
 
 def _ungated(moment: Moment, gaps: int) -> bool:
@@ -127,11 +147,15 @@ def _ungated(moment: Moment, gaps: int) -> bool:
     return gaps > 0 and moment.continuous
 
 
-def _atoms(values: pa.Array, options: Column, rows: int, whole: bool) -> list[float]:
+def _atoms(name: str, values: pa.Array, options: Column, rows: int, whole: bool) -> list[float]:
     """The values at which a column has spikes, in order: those that the recipe names; or that are frequent; or, of real
     numbers that keep coming back, all. Whole numbers have their masses anyway, so there a spike must stand out."""
     if options.atoms != "auto":
-        return sorted(options.atoms)
+        try:
+            exact = pa.array(sorted(options.atoms)).cast(values.type, safe=not pa.types.is_floating(values.type))
+        except pa.ArrowInvalid:
+            raise DataError(f"data.columns.{name}.atoms: not values of a column of {values.type}.") from None
+        return list(exact.to_pylist())
     counts = values.value_counts()
     often = max(SPIKE * rows, FEW)
     if whole:
@@ -157,7 +181,7 @@ def _told(name: str, by: Sequence[str], table: pa.Table, data: Data) -> Told:
             raise DataError(f"column '{name}': cannot be told by '{key}', which is given.")
     plain = pa.table({key: _plain(table.column(key)) for key in (*by, name)})
     for key in plain.column_names:
-        if plain.column(key).null_count:
+        if pc.any(plain.column(key).is_null(nan_is_null=True)).as_py():
             raise DataError(f"column '{name}': cannot be told by {', '.join(by)}: '{key}' has missing values.")
     return Told.fit(name, by, plain)
 
@@ -217,21 +241,25 @@ def values_of(batch: pa.RecordBatch | pa.Table, column: ColumnCodec) -> pa.Array
         values = values.combine_chunks()
     want = arrow_type(column.arrow_type)
     if values.type == want:
-        return values
+        return plain_array(values)
     dense = _dense(values)
     plain = want.value_type if pa.types.is_dictionary(want) else want
     if pa.types.is_null(dense.type):
         return pa.nulls(len(values), plain)
+    dense = plain_array(dense)
     same = _family(dense.type) == _family(plain)
+    if isinstance(column, Moment) and same:
+        return dense
     if isinstance(column, Category | Constant | Told):
         want = plain
     elif is_number(dense.type) or pa.types.is_decimal(dense.type):
         want = dense.type  # a number of another width is read as it is: Integer checks for whole numbers itself
     try:
         if same:
-            return dense.cast(want, safe=_family(plain) != "moment")
+            return dense.cast(want)
     except pa.ArrowInvalid:
-        pass
+        if is_number(plain):
+            return dense.cast(pa.float64(), safe=False)  # of which each is another value
     raise DataError(f"column '{column.name}': holds {values.type}, and the model was fitted on {column.arrow_type}.")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcli.data.codec import Codec, Rows
-from flowcli.data.columns import Cells, ColumnCodec, Integer, Told, arrow_type, columns_of, is_number
+from flowcli.data.columns import Cells, ColumnCodec, Counted, Gated, Integer, Told, arrow_type, columns_of, is_number
 from flowcli.data.columns.column import Codes, Floats
 from flowcli.data.kinds import fit_columns, refuse_holes, require, telling_rows, values_of
 from flowcli.data.noise import lattice
@@ -187,6 +187,14 @@ class TableCodec(Codec):
         names = [column.name for column in (*plain.columns, *plain.given)]
         if len(set(names)) < len(names) or not plain.features or not {*plain.imputed} <= {*names}:
             raise ValueError("a column is there twice, or none is modelled")
+        if any(
+            isinstance(column, Gated | Told | Counted) or getattr(column, "missing", None) for column in plain.given
+        ):
+            raise ValueError("a given column is of a kind that cannot be")
+        types = {name: str(getattr(type_, "value_type", type_)) for name, type_ in plain.types.items()}
+        for column in plain.columns:
+            if isinstance(column, Told) and [*column.types] != [types.get(key) for key in column.by]:
+                raise ValueError(f"column '{column.name}' is told by columns of other types")
         told = {column.name: column.by for column in plain.columns if isinstance(column, Told)}
         for name, by in told.items():
             if name in reached(told, by) or not {*by} <= {column.name for column in plain.columns}:

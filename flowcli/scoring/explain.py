@@ -48,6 +48,7 @@ def reasons(model: Model, batch: pa.RecordBatch | pa.Table, rows: Rows, complete
         order = np.argsort(-nats, axis=1, kind="stable")
         nats = np.where(np.isneginf(nats), -np.inf, nats - complete[:, None])
     impossible = codec.statuses(batch) >= NONFINITE
+    nats[impossible.any(axis=1)] = -np.inf  # beside what cannot be, nothing else is a reason
     nats[impossible] = np.inf
     order = np.where(impossible.any(axis=1, keepdims=True), np.argsort(~impossible, axis=1, kind="stable"), order)
     names = np.array([column.name for column in codec.columns], object)

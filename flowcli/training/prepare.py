@@ -19,7 +19,7 @@ from flowcli.data.columns import Constant, Gated, Told
 from flowcli.data.groups import Groups
 from flowcli.data.image import COLUMN as IMAGE
 from flowcli.data.image import ImageCodec
-from flowcli.data.kinds import require
+from flowcli.data.kinds import plain_table, require
 from flowcli.data.noise import uniforms
 from flowcli.data.pictures import Pictures, hold_pictures
 from flowcli.data.source import STDIN, Source
@@ -102,7 +102,7 @@ def prepare(
         table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
         if recipe.data.image and IMAGE not in table.column_names:
             raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
-        table = table.select(codec_of(recipe).used(table.schema, recipe.data))
+        table = _used(recipe, table)
         held_out, files = _held_out(recipe, table.schema)
         return Prepared(recipe, _split(recipe, table, held_out), files)
     if not recipe.data.files:
@@ -117,7 +117,7 @@ def prepare(
         split = survey(groups, recipe, codec_of(recipe), held_out)
     else:
         table = source.table()
-        table = table.select(codec_of(recipe).used(table.schema, recipe.data))
+        table = _used(recipe, table)
         held_out, files = _held_out(recipe, table.schema)
         split = _split(recipe, table, held_out)
     return Prepared(recipe, split, [*source.files, *files])
@@ -138,6 +138,12 @@ def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:
     return Split(table, held_out, table.num_rows)
 
 
+def _used(recipe: Recipe, table: pa.Table) -> pa.Table:
+    """The columns that are read, in types that Arrow can compute with."""
+    table = table.select(codec_of(recipe).used(table.schema, recipe.data))
+    return table if recipe.data.image else plain_table(table)
+
+
 def _held_out(recipe: Recipe, schema: pa.Schema) -> tuple[pa.Table | None, Sequence[str]]:
     """The held-out rows that have a file of their own, and its names."""
     if not isinstance(recipe.data.validation, str):
@@ -146,7 +152,7 @@ def _held_out(recipe: Recipe, schema: pa.Schema) -> tuple[pa.Table | None, Seque
     table = source.table()
     for name in schema.names:
         require(table.schema, name, "data.validation")
-    return table.select(schema.names), source.files
+    return _used(recipe, table.select(schema.names)), source.files
 
 
 def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataType] | None = None) -> Source | Pictures:

@@ -26,7 +26,8 @@ def from_dict(column: Mapping[str, Any]) -> ColumnCodec:
     codec = plainly(CODECS[column["kind"]], {key: value for key, value in column.items() if key != "kind"})
     try:
         codec.check()
-    except (pa.ArrowException, OverflowError) as error:
+        codec.write(codec.usual()[None])
+    except (pa.ArrowException, IndexError, OverflowError, TypeError) as error:
         raise ValueError(f"column '{codec.name}': {error}") from None
     return codec
 

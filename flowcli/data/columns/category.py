@@ -11,7 +11,21 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from flowcli.data.columns.column import Cells, Codes, ColumnCodec, Floats, arrow_type, dense, placed, require
+from flowcli.data.columns.column import (
+    Cells,
+    Codes,
+    ColumnCodec,
+    Floats,
+    alike,
+    arrow_type,
+    arrow_values,
+    biggest,
+    dense,
+    placed,
+    plain_values,
+    require,
+    require_counts,
+)
 from flowcli.data.status import MISSING, OK, UNSEEN
 from flowcli.errors import DataError
 
@@ -35,10 +49,12 @@ class Category(ColumnCodec):
     def fit(name: str, values: pa.Array, asked: bool, missing: int | None = None) -> Category:
         """Levels in their own order, which for a dictionary column is its dictionary's. Text that is almost all
         different is refused unless ``asked`` for."""
-        plain = dense(values)
-        table = sorted((item["values"].as_py(), item["counts"].as_py()) for item in plain.value_counts())
+        counted = dense(values).value_counts()
+        table = sorted(zip(plain_values(counted.field("values")), counted.field("counts").to_pylist(), strict=True))
+        if not all(isinstance(level, str | bool | int | float) for level, _ in table):
+            raise DataError(f"column '{name}': holds {values.type}, whose values cannot be levels; leave it out.")
         if pa.types.is_dictionary(values.type):
-            place = {level: i for i, level in enumerate(values.dictionary.to_pylist())}
+            place = {level: i for i, level in enumerate(plain_values(values.dictionary))}
             table.sort(key=lambda item: place[item[0]])
         many = len(table) > Category.MAX_LEVELS or len(table) > len(values) / 2 > 10
         if (many and not asked) or len(table) > Category.MOST_LEVELS:
@@ -51,9 +67,13 @@ class Category(ColumnCodec):
     def check(self) -> None:
         type_ = arrow_type(self.arrow_type)
         require(0 < len(self.levels) == len(self.counts) <= self.MOST_LEVELS, "a count for every level")
-        require(min(self.counts) >= 0 and (self.missing or 0) >= 0, "counts are not below 0")
-        levels = pa.array(self.levels, type_.value_type if pa.types.is_dictionary(type_) else type_)
+        require_counts(*self.counts, self.missing or 0)
+        levels = arrow_values(self.levels, type_)
         require(len(levels.unique()) == len(levels) and levels.null_count == 0, "its levels are not different values")
+
+    @property
+    def largest(self) -> int:
+        return biggest(self.levels)
 
     @property
     def cells(self) -> Cells:
@@ -67,7 +87,7 @@ class Category(ColumnCodec):
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
         plain = dense(values)
-        codes = pc.index_in(plain, pa.array(self.levels, plain.type))
+        codes = pc.index_in(*alike(plain, arrow_values(self.levels, arrow_type(self.arrow_type))))
         missing, unseen = np.asarray(plain.is_null()), np.asarray(codes.is_null())
         raw = np.asarray(codes.fill_null(len(self.levels)), np.float64)
         status = np.where(missing, MISSING, np.where(unseen, UNSEEN, OK)).astype(np.int8)
@@ -87,8 +107,8 @@ class Category(ColumnCodec):
         code = np.where(code == k, int(self.usual()[0]), code)
         codes = pa.array(np.minimum(code, k - 1), mask=code > k)
         if not pa.types.is_dictionary(type_):
-            return pa.array(self.levels, type_).take(codes)
-        levels = pa.array(self.levels, type_.value_type)
+            return arrow_values(self.levels, type_).take(codes)
+        levels = arrow_values(self.levels, type_)
         return pa.DictionaryArray.from_arrays(codes.cast(type_.index_type), levels, ordered=type_.ordered)
 
     def usual(self) -> Floats:

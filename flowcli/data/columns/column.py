@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -149,6 +149,11 @@ def require(holds: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
+def require_counts(*counts: int) -> None:
+    """Raises ValueError when rows cannot have been counted so."""
+    require(min(counts) >= 0 and max(counts) < 2**53, "counts are not below 0, and not beyond all measure")
+
+
 def is_number(type_: pa.DataType) -> bool:
     """Whether values of this type are integers or floating-point numbers."""
     return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
@@ -162,6 +167,13 @@ def numbers(values: pa.Array) -> Floats:
 def dense(values: pa.Array) -> pa.Array:
     """Without a dictionary."""
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def alike(values: pa.Array, others: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Two arrays in one type in which they can be compared: their own, where they share it, else doubles."""
+    if values.type == others.type:
+        return values, others
+    return values.cast(pa.float64(), safe=False), others.cast(pa.float64(), safe=False)
 
 
 def plain_values(values: pa.Array) -> list[Any]:
@@ -178,6 +190,19 @@ def arrow_values(plain: Sequence[Any], type_: pa.DataType) -> pa.Array:
     if pa.types.is_temporal(type_):
         return pa.array(plain, pa.int32() if pa.types.is_date32(type_) else pa.int64()).cast(type_)
     return pa.array(plain, type_)
+
+
+def typed(values: pa.Array, type_: pa.DataType) -> pa.Array:
+    """Plain values in a type that may be a dictionary's."""
+    if not pa.types.is_dictionary(type_):
+        return values.cast(type_)
+    codes = values.cast(type_.value_type).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(codes.indices.cast(type_.index_type), codes.dictionary, ordered=type_.ordered)
+
+
+def biggest(plain: Iterable[Any]) -> int:
+    """The greatest size of the whole numbers among plain values."""
+    return max((abs(value) for value in plain if type(value) is int), default=0)
 
 
 def arrow_type(name: str) -> pa.DataType:

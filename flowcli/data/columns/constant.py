@@ -10,7 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
-from flowcli.data.columns.column import Codes, ColumnCodec, Floats, arrow_type, arrow_values, dense, plain_values
+from flowcli.data.columns.column import (
+    Codes,
+    ColumnCodec,
+    Floats,
+    alike,
+    arrow_type,
+    arrow_values,
+    biggest,
+    dense,
+    plain_values,
+    typed,
+)
 from flowcli.data.status import MISSING, OK, VIOLATED
 from flowcli.errors import DataError
 
@@ -36,12 +47,17 @@ class Constant(ColumnCodec):
     def context_width(self) -> int:
         return 0
 
+    @property
+    def largest(self) -> int:
+        return biggest([self.value])
+
     def check(self) -> None:
         arrow_values([self.value], arrow_type(self.arrow_type))
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
         plain = dense(values)
-        same = np.asarray(pc.equal(plain, arrow_values([self.value], plain.type)[0]).fill_null(False))
+        ours, own = alike(plain, arrow_values([self.value], arrow_type(self.arrow_type)))
+        same = np.asarray(pc.equal(ours, own[0]).fill_null(False))
         missing = np.asarray(plain.is_null(nan_is_null=True))
         return np.zeros((len(values), 0)), np.where(missing, MISSING, np.where(same, OK, VIOLATED)).astype(np.int8)
 
@@ -52,8 +68,8 @@ class Constant(ColumnCodec):
         return y
 
     def write(self, raw: Floats) -> pa.Array:
-        values = arrow_values([self.value] * len(raw), arrow_type(self.arrow_type))
-        return values.cast(arrow_type(self.arrow_type))
+        type_ = arrow_type(self.arrow_type)
+        return typed(arrow_values([self.value] * len(raw), type_), type_)
 
     def usual(self) -> Floats:
         return np.zeros(0)

@@ -8,10 +8,22 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from flowcli.data.columns.column import Cells, Codes, ColumnCodec, Floats, numbers, placed, require
+from flowcli.data.columns.column import (
+    Cells,
+    Codes,
+    ColumnCodec,
+    Floats,
+    alike,
+    arrow_type,
+    is_number,
+    placed,
+    require,
+    require_counts,
+)
 from flowcli.data.columns.integer import Integer
 from flowcli.data.columns.moment import Moment
 from flowcli.data.columns.real import Real
@@ -32,7 +44,7 @@ class Gated(ColumnCodec):
     """
 
     value: Real | Integer | Moment
-    atoms: tuple[float, ...]
+    atoms: tuple[int | float, ...]
     gaps: bool
     counts: tuple[int, ...]  # open, at each atom, missing
 
@@ -40,8 +52,10 @@ class Gated(ColumnCodec):
     points: ClassVar[int] = 32
 
     def check(self) -> None:
-        require(len(self.counts) == 1 + len(self.atoms) + self.gaps and min(self.counts) >= 0, "a count for every gate")
+        require(len(self.counts) == 1 + len(self.atoms) + self.gaps, "a count for every gate")
+        require_counts(*self.counts)
         require(len(set(self.atoms)) == len(self.atoms) and len(self.counts) > 1, "its atoms are different values")
+        pa.array(self.atoms, arrow_type(self.arrow_type) if self.atoms else None)
         require(self.value.name == self.name and self.value.width == 1 and self.value.continuous, "it gates one number")
         self.value.check()
 
@@ -63,12 +77,12 @@ class Gated(ColumnCodec):
         return Cells(smoothed / smoothed.sum(), scaled)
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
+        if pa.types.is_floating(own := arrow_type(self.arrow_type)) and is_number(values.type):
+            values = values.cast(own, safe=False)  # 0.1 is another number in single precision
         raw, status = self.value.read(values)
         gate = np.zeros(len(raw))
-        if self.atoms:
-            x = numbers(values)
-            for i, atom in enumerate(self.atoms, 1):
-                gate[x == atom] = i
+        for i, atom in enumerate(self.atoms, 1):
+            gate[np.asarray(pc.equal(*alike(values, pa.array([atom] * len(values), own))).fill_null(False))] = i
         if self.gaps:
             gate[status == MISSING] = len(self.counts) - 1
         status = np.where(gate > 0, np.int8(OK), status)
@@ -91,10 +105,9 @@ class Gated(ColumnCodec):
         usual = self.value.usual()[0]
         values = self.value.write(np.where(gate == 0, raw[:, 1], usual)[:, None])
         for i, atom in enumerate(self.atoms, 1):
-            at = pa.array([atom], pa.float64()).cast(values.type)
-            values = pa.compute.if_else(pa.array(gate == i), at[0], values)
+            values = pc.if_else(pa.array(gate == i), pa.scalar(atom, values.type), values)
         if self.gaps:
-            values = pa.compute.if_else(pa.array(gate == len(self.counts) - 1), pa.scalar(None, values.type), values)
+            values = pc.if_else(pa.array(gate == len(self.counts) - 1), pa.scalar(None, values.type), values)
         return values
 
     def usual(self) -> Floats:

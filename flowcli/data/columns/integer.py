@@ -22,11 +22,13 @@ from flowcli.data.columns.column import (
     numbers,
     placed,
     require,
+    require_counts,
     robust_scale,
 )
 from flowcli.data.status import MISSING, NONFINITE, OK
 from flowcli.errors import DataError
 
+WITHIN = 12**-0.5  # the standard deviation within a cell
 EXACT = 2**53  # up to here a double holds every whole number
 
 
@@ -55,7 +57,8 @@ class Integer(ColumnCodec):
         raw, status = start.read(values)
         if (status != OK).any():
             raise DataError(f"column '{name}': not whole numbers; say `columns: {{{name}: real}}`.")
-        return Integer(name, str(values.type), offset, start.span, *robust_scale(raw[:, 0] + 0.5))
+        centre, scale = robust_scale(raw[:, 0] + 0.5)
+        return Integer(name, str(values.type), offset, start.span, centre, max(scale, WITHIN))
 
     @property
     def largest(self) -> int:
@@ -86,8 +89,10 @@ class Integer(ColumnCodec):
         return (raw + u - self.centre) / self.scale, raw.new_full((len(raw),), -math.log(self.scale))
 
     def decode(self, y: Tensor) -> Tensor:
-        """Whole numbers no further out than the training values."""
-        return torch.floor(y * self.scale + self.centre).nan_to_num().clamp(0, self.span)
+        """Whole numbers no further out than the training values: those beyond an end are mirrored at it."""
+        k = torch.floor(y * self.scale + self.centre).nan_to_num()
+        k = torch.where(k < 0, -1 - k, k)
+        return torch.where(k > self.span, 2 * self.span + 1 - k, k).clamp(0, self.span)
 
     def write(self, raw: Floats) -> pa.Array:
         type_, x = arrow_type(self.arrow_type), raw[:, 0]
@@ -141,7 +146,8 @@ class Counted(ColumnCodec):
         require(
             0 < len(self.levels) == len(self.counts) <= self.MAX_LEVELS, "a count for every level, and not too many"
         )
-        require(min(self.counts) >= 0 and (self.missing or 0) >= 0, "counts are not below 0")
+        require_counts(*self.counts, self.missing or 0)
+        pa.array(self.levels).cast(arrow_type(self.arrow_type))
         rise = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         require(rise and max(map(abs, self.levels)) < EXACT, "levels rise")
 

@@ -64,15 +64,27 @@ class Moment(ColumnCodec):
         return 1 + 2 * len(CYCLES)
 
     def check(self) -> None:
-        require(pa.types.is_temporal(arrow_type(self.arrow_type)) and self.step > 0, "a moment has a type and a step")
+        require(
+            pa.types.is_temporal(arrow_type(self.arrow_type)) and 0 < self.step < 2**62,
+            "a moment has a type and a step",
+        )
         self.count.check()
+        require(self.count.name == self.name and self.count.arrow_type == "int64", "its steps are whole numbers")
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
-        missing = np.asarray(values.is_null())
-        units = _units(values.cast(_timestamp(arrow_type(self.arrow_type)), safe=False))
-        raw, status = self.count.read(pa.array(units // self.step, mask=missing))
-        off = ~missing & (units % self.step != 0)
+        missing, units = np.asarray(values.is_null()), _units(values)
+        # In lowest terms a step is ``ours`` of the values' units to ``theirs`` of our own: a step of a millisecond is
+        # 1/1000 of a second. What is no whole number of steps, or too far out for the type, cannot be.
+        ours, theirs = self.step * PER_SECOND[_timestamp(values.type).unit], PER_SECOND[self._own.unit]
+        ours, theirs = ours // math.gcd(ours, theirs), theirs // math.gcd(ours, theirs)
+        off = ~missing & ((units % ours != 0) | (np.abs(units // ours) > (2**62) // theirs))
+        raw, status = self.count.read(pa.array(np.where(off, 0, units // ours) * theirs, mask=missing))
         return np.where(off[:, None], self.usual(), raw), np.where(off, np.int8(NONFINITE), status)
+
+    @property
+    def _own(self) -> pa.DataType:
+        """The timestamps of its type."""
+        return _timestamp(arrow_type(self.arrow_type))
 
     def encode(self, raw: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return self.count.encode(raw, u)
@@ -89,10 +101,14 @@ class Moment(ColumnCodec):
 
     def embed(self, raw: Tensor) -> Tensor:
         """Context: when, scaled, and sine and cosine of the place in the day, the week and the year."""
-        seconds = np.asarray(_units(self.write(raw.numpy()))) / PER_SECOND[_timestamp(arrow_type(self.arrow_type)).unit]
+        assert isinstance(self.count, Integer)
+        second = PER_SECOND[self._own.unit]
+        cycles = [cycle * second / self.step for cycle in CYCLES]  # in steps
+        # Less the offset's own place in the cycle, lest large numbers of steps lose their fractions.
+        steps = [raw[:, 0] + (self.count.offset % cycle) for cycle in cycles]
         parts = [self.count.embed(raw)]
-        for cycle in CYCLES:
-            angle = torch.from_numpy(2 * math.pi * (seconds % cycle) / cycle)
+        for step, cycle in zip(steps, cycles, strict=True):
+            angle = 2 * math.pi * (step % cycle) / cycle
             parts += [angle.sin()[:, None], angle.cos()[:, None]]
         return torch.cat(parts, 1)
 

@@ -16,11 +16,14 @@ from flowcli.data.columns.column import (
     Codes,
     ColumnCodec,
     Floats,
+    alike,
     arrow_type,
     arrow_values,
+    biggest,
     dense,
     plain_values,
     require,
+    typed,
 )
 from flowcli.data.status import MISSING, OK, VIOLATED
 from flowcli.errors import DataError
@@ -69,6 +72,10 @@ class Told(ColumnCodec):
     def context_width(self) -> int:
         return 0
 
+    @property
+    def largest(self) -> int:
+        return biggest(self.values)
+
     def check(self) -> None:
         require(0 < len(self.by) == len(self.types) == len(self.keys), "as many types and keys as columns that tell it")
         require(all(len(keys) == len(self.values) > 0 for keys in self.keys), "a value for each key")
@@ -83,7 +90,7 @@ class Told(ColumnCodec):
         for kept, type_, key in zip(self.keys, self.types, keys, strict=True):
             parts = arrow_values(kept, arrow_type(type_))
             levels = parts.unique().sort()
-            places = pc.index_in(dense(key).cast(levels.type), levels)
+            places = pc.index_in(*alike(dense(key), levels))
             seen = seen * len(levels) + np.asarray(pc.index_in(parts, levels))
             asked = asked * len(levels) + np.asarray(places.fill_null(0))
             known = known & np.asarray(places.is_valid())
@@ -101,13 +108,13 @@ class Told(ColumnCodec):
         """Statuses of values beside those of ``by``."""
         told, known = self._found(keys)
         plain = dense(values)
-        differs = ~np.asarray(pc.equal(plain, told.cast(plain.type)).fill_null(True))
+        differs = ~np.asarray(pc.equal(*alike(plain, told)).fill_null(True))
         missing = np.asarray(plain.is_null(nan_is_null=True))
         return np.where(missing, MISSING, np.where(known & differs, VIOLATED, OK)).astype(np.int8)
 
     def write_beside(self, keys: Sequence[pa.Array]) -> pa.Array:
         """The values that go with those of ``by``."""
-        return self._found(keys)[0].cast(arrow_type(self.arrow_type))
+        return typed(self._found(keys)[0], arrow_type(self.arrow_type))
 
     def read(self, values: pa.Array) -> tuple[Floats, Codes]:
         return np.zeros((len(values), 0)), np.zeros(len(values), np.int8)
