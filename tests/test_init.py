@@ -239,7 +239,10 @@ def test_what_others_tell_stays_out_of_the_flow(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "told by them in all 20,000 rows" in line(text, "distance")
     recipe, _ = init(tmp_path, table, "--exclude", "origin,hour", "--given", "city")
-    assert {name for name, column in recipe.data.columns.items() if column.by} == {"abc", "minute"}  # what is given is not drawn
+    assert {name for name, column in recipe.data.columns.items() if column.by} == {
+        "abc",
+        "minute",
+    }  # what is given is not drawn
     assert recipe.data.given == ["city"]
     assert recipe.data.columns["city"].type == "integer"
 
