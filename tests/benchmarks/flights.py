@@ -16,8 +16,8 @@ tell, which flowcli's recipe found and NSF was not told of.
 
 For every column: the total variation distance from all rows, exact for text and up to 50 values, else in 50 quantile
 bins, a missing value being one more; that of 20,000 rows of the table is the noise. Also the shares of rows with a
-valid date, a time stamp that goes with it, and known carriers, airports and routes. Prints the tables and writes
-``results/flights.json``. Needs the ``bench`` extra.
+valid date, a time stamp that goes with it, times that a clock has, and known carriers, airports and routes. Prints the
+tables and writes ``results/flights.json``. Needs the ``bench`` extra.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ TABLE = Path("tables") / "nycflights13_flights.parquet"
 COMPARED = 20_000  # rows on each side
 EXACT = 50  # values of a column up to which each is a level, and bins beyond
 BATCH, RATE = 512, 1e-3  # of NSF
+TIMES = ("dep_time", "sched_dep_time", "arr_time", "sched_arr_time")  # 1759 is a minute before 1800
 STAMP, ZONE = "time_hour", "America/New_York"
 
 
@@ -145,8 +146,8 @@ def nsf_sample(rows: pd.DataFrame, seconds: float) -> tuple[pd.DataFrame, dict[s
         optimiser.step()
         step += 1
     with torch.no_grad():
-        drawn = flow().sample((COMPARED,))
-    about = {"rows": len(whole), "steps": step, "seconds": seconds, "loss": float(loss)}
+        drawn = torch.cat([flow().sample((COMPARED // 20,)) for _ in range(20)])
+    about = {"rows": len(whole), "steps": step, "seconds": seconds, "loss": loss.item()}
     return codec.decode(drawn.nan_to_num(), rows), about
 
 
@@ -200,15 +201,17 @@ def distances(rows: pd.DataFrame, real: pd.DataFrame) -> dict[str, float]:
 def validity(rows: pd.DataFrame, real: pd.DataFrame) -> dict[str, float]:
     """Shares of the rows that make sense."""
     date = pd.to_datetime(rows[["year", "month", "day"]].astype("Int64"), errors="coerce")
-    local = date + pd.to_timedelta(rows["hour"].astype(float), unit="h")
-    stamp = local.dt.tz_localize(ZONE, ambiguous=np.ones(len(rows), bool), nonexistent="shift_forward")
     routes = set(zip(real["origin"], real["dest"], strict=True))
     shares = {
         "date_exists": date.notna(),
-        "time_hour_goes_with_it": stamp == pd.to_datetime(rows[STAMP], utc=True),
         **{f"{name}_known": rows[name].isin(real[name].unique()) for name in ("carrier", "origin", "dest")},
+        "clock_times_exist": (rows[[*TIMES]].isna() | (rows[[*TIMES]] % 100 < 60)).all(axis=1),
         "route_known": pd.Series([route in routes for route in zip(rows["origin"], rows["dest"], strict=True)]),
     }
+    if STAMP in rows:
+        local = date + pd.to_timedelta(rows["hour"].astype(float), unit="h")
+        stamp = local.dt.tz_localize(ZONE, ambiguous=np.ones(len(rows), bool), nonexistent="shift_forward")
+        shares["time_hour_goes_with_it"] = stamp == pd.to_datetime(rows[STAMP], utc=True)
     return {name: float(share.mean()) for name, share in shares.items()}
 
 
