@@ -1,6 +1,6 @@
 """A raw table of mixed columns through the command line, unmodified: can a classifier tell the samples from the rows?
 
-    python -m tests.benchmarks.flights --data DIR --work DIR [--max-time 30m] [--rows N]
+    python -m tests.benchmarks.flights --data DIR --work DIR [--max-time 30m] [--rows N] [--compared N]
 
 DIR of ``--data`` holds ``tables/nycflights13_flights.parquet``: 336,776 flights, 19 columns of dates, delays, texts and
 missing values. ``init``, ``fit``, ``sample -n 20000`` and ``score`` run as commands and nobody touches the recipe; a
@@ -126,8 +126,8 @@ class ByHand:
         return pd.DataFrame(found)[[*like]]
 
 
-def nsf_sample(rows: pd.DataFrame, seconds: float) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """20,000 rows of zuko's NSF, of the size that ``init`` proposes, after so many seconds of training; and of what."""
+def nsf_sample(rows: pd.DataFrame, seconds: float, n: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """``n`` rows of zuko's NSF, of the size that ``init`` proposes, after so many seconds of training; and of what."""
     torch.manual_seed(0)
     whole = rows.dropna()
     codec = ByHand(whole)
@@ -146,7 +146,7 @@ def nsf_sample(rows: pd.DataFrame, seconds: float) -> tuple[pd.DataFrame, dict[s
         optimiser.step()
         step += 1
     with torch.no_grad():
-        drawn = torch.cat([flow().sample((COMPARED // 20,)) for _ in range(20)])
+        drawn = torch.cat([flow().sample((1_000,)) for _ in range(-(-n // 1_000))])[:n]
     about = {"rows": len(whole), "steps": step, "seconds": seconds, "loss": loss.item()}
     return codec.decode(drawn.nan_to_num(), rows), about
 
@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--max-time", help="of the fit, where it is not to be the recipe's own")
     parser.add_argument("--rows", type=int, help="so many random rows, to try it out; results are not written")
+    parser.add_argument("--compared", type=int, default=COMPARED, help="rows on each side; results are not written")
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -233,11 +234,11 @@ def main() -> None:
     run = work / f"flights-{options.max_time or 'own'}-{options.rows or 'all'}"
     seconds = fitted(table, run, work, options.max_time)
     drawn_file, some_file, scores_file = (work / f"{run.name}.{what}.parquet" for what in ("drawn", "some", "scores"))
-    seconds["sample"] = flowcli("sample", run, "-n", COMPARED, "-o", drawn_file, "--seed", 1, "--force")
+    seconds["sample"] = flowcli("sample", run, "-n", options.compared, "-o", drawn_file, "--seed", 1, "--force")
 
     whole, drawn = pd.read_parquet(table), pd.read_parquet(drawn_file)
     order = np.random.default_rng(1).permutation(len(whole))
-    n = min(COMPARED, len(whole) // 2)
+    n = min(options.compared, len(whole) // 2)
     real, other = (whole.iloc[order[start : start + n]].reset_index(drop=True) for start in (0, n))
     pq.write_table(pq.read_table(table).take(pa.array(order[:n])), some_file)
     seconds["score"] = flowcli("score", run, some_file, "-o", scores_file, "--force")
@@ -246,10 +247,10 @@ def main() -> None:
     columns = yaml.safe_load((run / "recipe.yaml").read_text())["data"]["columns"]
     real, other, everything = real[[*drawn]], other[[*drawn]], whole[[*drawn]]
     untold = [name for name in drawn if not columns.get(name, {}).get("by")]
-    nsf, nsf_about = nsf_sample(everything, manifest["seconds"]["training"])
+    nsf, nsf_about = nsf_sample(everything, manifest["seconds"]["training"], n)
     rng = np.random.default_rng(2)
     shuffled = other.apply(lambda column: column.to_numpy()[rng.permutation(len(column))])
-    contenders = {"flowcli": drawn[:n], "NSF by hand": nsf[:n], "other rows": other, "columns shuffled": shuffled}
+    contenders = {"flowcli": drawn[:n], "NSF by hand": nsf, "other rows": other, "columns shuffled": shuffled}
 
     seen = {name: features(rows, everything) for name, rows in contenders.items()}
     first, all_rows = features(real, everything), features(everything, everything)
@@ -261,7 +262,7 @@ def main() -> None:
           f"{nsf_about['seconds']:.0f}, {nsf_about['steps']:,} steps")  # fmt: skip
     print(f"{len(scores):,} random rows: log_prob {scores['log_prob'].mean():.3f} nats; held out "
           f"{manifest['metrics']['held_out_log_prob']:.3f}; {scores['status'].value_counts().to_dict()}")  # fmt: skip
-    print(f"\n{'AUC against 20,000 rows':<26}{'all columns':>12}{'not told':>10}  what tells (fall of AUC)")
+    print(f"\n{f'AUC against {n:,} rows':<26}{'all columns':>12}{'not told':>10}  what tells (fall of AUC)")
     for name, found in separation.items():
         tells = ", ".join(f"{column} {fall:.3f}" for column, fall in found["importance"].items())
         print(f"{name:<26}{found['auc']:>12.4f}{found['auc_untold']:>10.4f}  {tells}")
@@ -290,7 +291,7 @@ def main() -> None:
         "total_variation": variation,
         "valid": valid,
     }
-    if not options.rows:
+    if not options.rows and options.compared == COMPARED:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -131,7 +131,7 @@ def main() -> None:
             print(f"{name:<16}{what:<18}{line['far']['first']:>11.1%}{line['far']['of_three']:>10.1%}"
                   f"{line['contextual']['first']:>19.1%}{line['contextual']['of_three']:>10.1%}{speed}")  # fmt: skip
         result["tables"][name] = {"learned_from": len(planted.learned), "columns": planted.rows.shape[1]} | found
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
