@@ -52,6 +52,9 @@ class Baseline:
         if diagonal:
             return Baseline(mean, variance, cells)
         y, missing = y[:LEARNED_FROM], missing[:LEARNED_FROM]
+        # Correlations from few rows that are there together are drawn towards none.
+        together = len(y) * float((~missing).double().mean()) ** 2
+        kept = together / (together + y.shape[1])
         found = Baseline(mean, torch.diag(variance), cells)
         for _ in range(ROUNDS):
             filled, spread = y.clone(), torch.zeros_like(found.covariance)
@@ -62,7 +65,8 @@ class Baseline:
                 at = holes.places[:, :, None] * y.shape[1] + holes.places[:, None, :]
                 spread.view(-1).index_add_(0, at.reshape(-1), block.reshape(-1))
             mean, covariance = moments(filled)
-            found = Baseline(mean, covariance + spread / len(y), cells)
+            covariance = covariance + spread / len(y)
+            found = Baseline(mean, kept * covariance + (1 - kept) * torch.diag(covariance.diagonal()), cells)
         return found
 
     def log_prob(self, y: Tensor, context: Tensor | None = None, diagonal: bool = False) -> Tensor:

@@ -129,7 +129,7 @@ def test_given_dates_go_on_after_the_last_one() -> None:
     table = pa.table({"when": when, "noise": NOISE})
     model = flowcli.fit(QUICK | {"data": {"given": ["when"]}}, table)
     later = pa.array(np.arange(0, 86_400, 14_400) + 1_800_000_000, pa.int64()).cast(pa.timestamp("s"))
-    context = model.codec.read_given(pa.table({"when": later}))
+    context = model.codec.read_given(pa.table({"when": later})).numpy()
     hours = np.arctan2(context[:, 1], context[:, 2]) / (2 * np.pi) * 24 % 24
     assert np.allclose(hours, np.arange(8, 32, 4) % 24)
 
@@ -181,7 +181,7 @@ def forged(model: Model, folder: Path, column: int, change: dict[str, Any], valu
         ("k", {"missing": -5}),
         ("k", {"levels": [0, 10**6, 2 * 10**6]}),
         ("t", {"step": 10**30}),
-        ("t", {"arrow_type": "timestamp[s, tz=No/Where]"}),
+        ("t", {"arrow_type": "double"}),
         ("z", {"atoms": ["x"]}),
         ("z", {"counts": [1]}),
         ("told", {"types": ["string"]}),
