@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+
+FEW = 8  # values that are listed, at most
 
 
 @command()
@@ -47,8 +50,23 @@ def inspect_(
         if columns:
             console.result(title)
         for column in columns:
-            details = {k: v for k, v in column.to_dict().items() if k not in ("name", "kind", "arrow_type", "counts")}
-            if column.kind == "category":
-                details["levels"] = f"{len(details['levels'])} levels"
-            shown = ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in details.items())
+            shown = ", ".join(_details(column.to_dict()))
             console.result(console.printable(f"  {column.name}: {column.kind} ({column.arrow_type}) {shown}"))
+
+
+def _details(column: Mapping[str, Any], also_hidden: Sequence[str] = ("name", "kind", "arrow_type")) -> Iterator[str]:
+    """What a codec knows of a column, in short: only how many of what there are many of, and nothing of what it has
+    not."""
+    transform = column.get("transform")
+    unused = {"low", "high"} if transform != "logit" else set()
+    unused |= {"unit"} if transform != "asinh" else set()
+    for key, value in column.items():
+        if key in {*also_hidden, *unused} or key == "counts" or value is None or value in ([], ()):
+            continue
+        if isinstance(value, Mapping):
+            yield f"{key} ({', '.join(_details(value, ('name', 'arrow_type')))})"
+        elif isinstance(value, list | tuple):
+            many = len(value) > FEW or any(isinstance(part, list | tuple) for part in value)
+            yield f"{len(value)} {key}" if many else f"{key} {', '.join(map(str, value))}"
+        else:
+            yield f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"

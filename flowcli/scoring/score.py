@@ -102,9 +102,10 @@ def score_batch(
     """The score columns of a batch, one row for each of its rows, in order; ``is_anomaly`` only with a level,
     ``bits_per_dim`` only for images.
 
-    ``method`` and ``samples`` are other than the recipe's. A row with a missing value or an unreadable image has null
-    figures. A row of zero density has score +∞. With other ``samples`` scores are another statistic than the held-out
-    rows', and there are no p-values.
+    ``method`` and ``samples`` are other than the recipe's. A row that lacks values has the log_prob of what is there,
+    with its standard error; its score is the whole row's on average (:class:`~flowcli.model.Density`). One that lacks a
+    given value and an unreadable image have null figures. A row of zero density has score +∞. With other ``samples``
+    scores are another statistic than the held-out rows', and there are no p-values.
 
     ``explain`` adds so many :func:`~flowcli.scoring.explain.reasons` to each row; with a level, to those it flags.
 
