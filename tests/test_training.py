@@ -121,13 +121,23 @@ def test_a_failed_fit_leaves_a_loadable_run_and_exit_code_four(
 
 @pytest.mark.parametrize("stop_after", [3, 17, 40])
 def test_interrupting_anywhere_and_resuming_changes_nothing(frame: pd.DataFrame, stop_after: int) -> None:
-    whole = trainer(frame).run()
-    fit, asked = trainer(frame), iter(range(10_000))
+    resumes_to_the_same(frame, SMALL, stop_after)
+
+
+def test_values_drawn_for_missing_ones_are_the_same_after_a_pause(frame: pd.DataFrame) -> None:
+    holes = frame.mask(pd.DataFrame(np.random.default_rng(1).random(frame.shape) < 0.2, columns=list(frame)))
+    columns = {name: {"missing": "marginalise"} for name in frame}
+    resumes_to_the_same(holes, SMALL | {"data": {"columns": columns}}, 25)
+
+
+def resumes_to_the_same(frame: pd.DataFrame, recipe: dict, stop_after: int) -> None:
+    whole = trainer(frame, recipe).run()
+    fit, asked = trainer(frame, recipe), iter(range(10_000))
     with pytest.raises(Interrupted):
         fit.run(stopped=lambda: next(asked) >= stop_after)
     stored = fit.state
     assert stored is not None
-    again = trainer(frame).run(start=State.of(stored.tensors(), vars(stored.counters)))
+    again = trainer(frame, recipe).run(start=State.of(stored.tensors(), vars(stored.counters)))
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
 

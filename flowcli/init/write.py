@@ -45,9 +45,9 @@ def write(
         "data:",
         *_files(names, folder),
     ]
-    text = "\n".join([*head, *_data(advice, given, True), *_flow(survey.rows, len(flow)), ""])
+    text = "\n".join([*head, *_data(advice, given, True), *_flow(survey.rows, flow), ""])
     if len(text.encode()) > MAX_BYTES:
-        text = "\n".join([*head, *_data(advice, given, False), *_flow(survey.rows, len(flow)), ""])
+        text = "\n".join([*head, *_data(advice, given, False), *_flow(survey.rows, flow), ""])
     if len(text.encode()) > MAX_BYTES:
         raise DataError(f"{len(advice):,} columns of such names do not fit into a recipe, which has at most 1 MB.")
     return text
@@ -111,28 +111,35 @@ def _aligned(lines: Sequence[tuple[str, str]], comments: bool) -> Iterable[str]:
     return [f"{line:<{width}}  {comment(why)}" if why else line for line, why in lines]
 
 
-def _flow(rows: int, columns: int) -> Iterable[str]:
-    """The flow and its training, by the numbers of rows and of modelled columns."""
+def _flow(rows: int, flow: Sequence[Advice]) -> Iterable[str]:
+    """The flow and its training, by the number of rows and by the columns that are modelled."""
+    columns = len(flow)
     many, size = columns > 100, f"{_counted(rows, 'row')}, {_counted(columns, 'column')} in the flow"
+    discrete = sum(a.options["type"] != "real" for a in flow) > columns / 2
+    hidden, train = "[128, 128]", ["epochs: 100", "patience: 10"]
     if rows < 1000:
-        flow = "type: maf, transform: affine, layers: 3, hidden: [64, 64]"
+        hidden, train = "[64, 64]", ["epochs: 100", "noise: 0.05"]
         why = f"{size}: a small flow, and noise that keeps it from learning so few rows by heart."
-        train = ["epochs: 100", "noise: 0.05"]
     elif rows <= 50_000:
-        flow = f"type: maf, transform: {'affine' if many else 'spline'}, layers: 5, hidden: [128, 128]"
         why = f"{size}: the defaults serve."
-        train = ["epochs: 100", "patience: 10"]
     else:
-        flow = f"type: maf, transform: {'affine' if many else 'spline'}, layers: 5, hidden: [128, 128]"
-        why = f"{size}: many bins, and training until patience or max_time ends it."
         train = ["epochs: 1000", "patience: 30", "max_time: 30m"]
+        why = f"{size}: training until patience or max_time ends it."
+        if discrete:
+            hidden, train = "[512, 128]", [*train, "lr: 3e-3", "weight_decay: 0.1"]
+            why += (
+                " Many whole numbers and levels: a wide network, and decay that keeps it from learning rows by heart."
+            )
+    spline = rows >= 1000 and not many
+    shape = f"layers: {3 if rows < 1000 or columns <= 2 else 5}, hidden: {hidden}"
+    shape += f", bins: {8 if rows <= 50_000 else 16}" if spline else ""
     if rows >= 1000 and columns <= 2:
-        flow, why = flow.replace("layers: 5", "layers: 3"), why + " One or two columns need few layers."
-    if "spline" in flow:
-        flow += f", bins: {8 if rows <= 50_000 else 16}"
+        why += " One or two columns need few layers."
     if many and rows >= 1000:
         why += " Splines are slow on more than 100 columns."
-    return [comment(why, ""), f"flow: {{{flow}}}", f"train: {{{', '.join(train)}}}"]
+    yield comment(why, "")
+    yield f"flow: {{type: maf, transform: {'spline' if spline else 'affine'}, {shape}}}"
+    yield f"train: {{{', '.join(train)}}}"
 
 
 def _counted(n: int, what: str) -> str:
