@@ -20,15 +20,21 @@ from flowcli import recipe as recipes
 from flowcli.recipe import Recipe
 from flowcli.recipe.check import check
 from flowcli.recipe.yaml import parse
+from flowcli.training.prepare import prepare
 
 N = 2000
 RNG = np.random.default_rng(0)
 
 
 def init(folder: Path, columns: dict[str, Any] | pa.Table, *options: str) -> tuple[Recipe, str]:
-    """The recipe for a table, and its text."""
-    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), folder / "t.parquet")
-    return read(succeed("init", "t.parquet", *options, cwd=folder))
+    """The recipe for a table, and its text; a fit has been prepared from it, as `fit --dry-run` does."""
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    pq.write_table(table, folder / "t.parquet")
+    recipe, text = read(succeed("init", "t.parquet", *options, cwd=folder))
+    if table.num_rows >= 8:
+        data = recipe.data.model_copy(update={"files": [str(folder / "t.parquet")]})
+        assert len(prepare(recipe.model_copy(update={"data": data})).rows) > 0
+    return recipe, text
 
 
 def read(text: str) -> tuple[Recipe, str]:
