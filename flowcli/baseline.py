@@ -54,7 +54,7 @@ class Baseline:
         y, missing = y[:LEARNED_FROM], missing[:LEARNED_FROM]
         # Correlations from few rows that are there together are drawn towards none.
         together = len(y) * float((~missing).double().mean()) ** 2
-        kept = together / (together + y.shape[1])
+        kept = together / (together + math.sqrt(y.shape[1]))
         found = Baseline(mean, torch.diag(variance), cells)
         for _ in range(ROUNDS):
             filled, spread = y.clone(), torch.zeros_like(found.covariance)

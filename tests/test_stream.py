@@ -100,7 +100,7 @@ def test_the_fit_is_the_same_however_the_rows_are_stored(table: pa.Table, tmp_pa
     files = ["small.parquet", "large.parquet", "t.csv", "t.jsonl", "two-*.parquet"]
     models = [flowcli.fit(SMALL | {"data": {"files": str(tmp_path / file)}}) for file in files]
     assert len({weights(model) for model in models}) == 1
-    columns = [[vars(column) | {"arrow_type": ""} for column in model.codec.columns] for model in models]
+    columns = [[column.to_dict() | {"arrow_type": ""} for column in model.codec.columns] for model in models]
     for found in columns:
         assert found == columns[0]
 

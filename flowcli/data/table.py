@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -71,7 +72,7 @@ class TableCodec(Codec):
     def telling(table: pa.Table, data: Data) -> NDArray[np.int64]:
         return telling_rows(table.column_names, table, data)
 
-    @property
+    @cached_property
     def slots(self) -> list[list[int]]:
         """Where in the flow's vector the numbers of each column are."""
         discrete = [int(column.cells is not None) for column in self.columns]
@@ -80,11 +81,11 @@ class TableCodec(Codec):
         places = zip(self.columns, discrete, starts, ends, strict=False)
         return [[*range(a, a + d), *range(b, b + column.continuous)] for column, d, a, b in places]
 
-    @property
+    @cached_property
     def features(self) -> int:
         return sum(column.width for column in self.columns)
 
-    @property
+    @cached_property
     def cells(self) -> tuple[Cells, ...]:
         return tuple(cells for column in self.columns if (cells := column.cells) is not None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,7 +76,7 @@ class Category(ColumnCodec):
     def largest(self) -> int:
         return biggest(self.levels)
 
-    @property
+    @cached_property
     def cells(self) -> Cells:
         others = [1] if self.missing is None else [1, self.missing + 1]
         smoothed = torch.tensor([*(n + 1 for n in self.counts), *others], dtype=torch.float64)

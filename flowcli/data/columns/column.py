@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -56,7 +57,7 @@ class ColumnCodec(ABC):
     continuous: ClassVar[bool] = True  # has it a continuous number?
     points: ClassVar[int] = 1  # how many places u its density is averaged over; one, where it does not depend on u
 
-    @property
+    @cached_property
     def cells(self) -> Cells | None:
         """Those of its discrete number, where it has one."""
         return None

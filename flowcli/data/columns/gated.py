@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -66,7 +67,7 @@ class Gated(ColumnCodec):
     def largest(self) -> int:
         return self.value.largest
 
-    @property
+    @cached_property
     def cells(self) -> Cells:
         smoothed = torch.tensor([n + 1 for n in self.counts], dtype=torch.float64)
         if len(self.atoms) <= FEW:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -151,7 +152,7 @@ class Counted(ColumnCodec):
         rise = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         require(rise and max(map(abs, self.levels)) < EXACT, "levels rise")
 
-    @property
+    @cached_property
     def cells(self) -> Cells:
         others = [1] if self.missing is None else [1, self.missing + 1]
         smoothed = torch.tensor([*(n + 1 for n in self.counts), *others], dtype=torch.float64)

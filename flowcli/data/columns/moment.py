@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -55,7 +56,7 @@ class Moment(ColumnCodec):
     def points(self) -> int:  # type: ignore[override]
         return self.count.points
 
-    @property
+    @cached_property
     def cells(self) -> Cells | None:
         return self.count.cells
 
