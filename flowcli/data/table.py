@@ -74,12 +74,20 @@ class TableCodec(Codec):
 
     @cached_property
     def slots(self) -> list[list[int]]:
-        """Where in the flow's vector the numbers of each column are."""
-        discrete = [int(column.cells is not None) for column in self.columns]
-        starts = accumulate(discrete, initial=0)
-        ends = accumulate((int(column.continuous) for column in self.columns), initial=sum(discrete))
-        places = zip(self.columns, discrete, starts, ends, strict=False)
-        return [[*range(a, a + d), *range(b, b + column.continuous)] for column, d, a, b in places]
+        """Where in the flow's vector the numbers of each column are: the discrete ones with few cells first, the hour
+        before the minute before the flight, then the continuous ones as they stand."""
+        place = {column.name: [i] for i, column in enumerate(self._discrete)}
+        ends = accumulate((int(column.continuous) for column in self.columns), initial=len(place))
+        return [
+            [*place.get(column.name, []), *range(end, end + column.continuous)]
+            for column, end in zip(self.columns, ends, strict=False)
+        ]
+
+    @cached_property
+    def _discrete(self) -> list[ColumnCodec]:
+        """The columns that have a discrete number, in the order of these."""
+        having = [column for column in self.columns if column.cells is not None]
+        return sorted(having, key=lambda column: len(column.cells.frequencies) if column.cells else 0)
 
     @cached_property
     def features(self) -> int:
@@ -87,7 +95,7 @@ class TableCodec(Codec):
 
     @cached_property
     def cells(self) -> tuple[Cells, ...]:
-        return tuple(cells for column in self.columns if (cells := column.cells) is not None)
+        return tuple(column.cells for column in self._discrete if column.cells is not None)
 
     @property
     def dequantised(self) -> bool:
