@@ -42,7 +42,7 @@ class Line:
     code: int = 0
 
 
-SCORED = '"row_id","source","log_prob","score","p_value","status"\n'
+SCORED = '"row_id","source","log_prob","score","p_value","status","log_prob_error"\n'
 FULL = "error: standard output: No space left on device.\n"
 SITES = re.escape(ascii(["a", 'b "é,', "ü\nline"])) + "\n"
 LINES = [
@@ -113,7 +113,7 @@ LINES = [
     Line("flowcli recipe list --json | @json", "list\n"),
     Line("flowcli recipe schema | @json", "dict\n"),
     Line("flowcli score run t.csv --format jsonl | @jsonl", "400\n"),
-    Line("flowcli score run t.csv --keep-all | @csv", r"401 \{9\}\n"),
+    Line("flowcli score run t.csv --keep-all | @csv", r"401 \{10\}\n"),
     Line("flowcli sample run -n 300 | @sites", SITES),
     Line("flowcli sample run -n 300 | flowcli score run - --keep site | @sites", SITES),
     Line("sed 's/$/\\r/' s.csv | flowcli score run - --keep site | tail -n 1", '0*5,"-","a",.*'),
