@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--max-time", help="of the fit, where it is not to be the recipe's own")
+    parser.add_argument("--nsf-seconds", type=float, help="of NSF's training, where not as long as the fit's")
     parser.add_argument("--rows", type=int, help="so many random rows, to try it out; results are not written")
     parser.add_argument("--compared", type=int, default=COMPARED, help="rows on each side; results are not written")
     options = parser.parse_args()
@@ -247,7 +248,7 @@ def main() -> None:
     columns = yaml.safe_load((run / "recipe.yaml").read_text())["data"]["columns"]
     real, other, everything = real[[*drawn]], other[[*drawn]], whole[[*drawn]]
     untold = [name for name in drawn if not columns.get(name, {}).get("by")]
-    nsf, nsf_about = nsf_sample(everything, manifest["seconds"]["training"], n)
+    nsf, nsf_about = nsf_sample(everything, options.nsf_seconds or manifest["seconds"]["training"], n)
     rng = np.random.default_rng(2)
     shuffled = other.apply(lambda column: column.to_numpy()[rng.permutation(len(column))])
     contenders = {"flowcli": drawn[:n], "NSF by hand": nsf, "other rows": other, "columns shuffled": shuffled}
