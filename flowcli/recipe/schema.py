@@ -298,8 +298,8 @@ class Score(Section):
     `complexity`, for images: it less the length of the image's PNG. `either`, for images: the greater of `nll` and
     `complexity`, each in standard deviations. `auto`: `either` for images, else `nll`."""
     dequantization_samples: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    """Places over which a row's density is averaged where it depends on them: of whole numbers with many values in their
-    cells, of what is not there behind a spike or a gap, of pixels; time grows with it. `auto`: 32, with which the
+    """Places over which a row's density is averaged where it depends on them: of whole numbers with many values in
+    their cells, of what is not there behind a spike or a gap, of pixels; time grows with it. `auto`: 32, with which the
     probabilities of a two-column table summed to 1 within 0.003; 128 where three or more columns depend on them; 1 for
     images."""
 
