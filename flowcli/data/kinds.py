@@ -23,6 +23,7 @@ from flowcli.data.columns import (
     arrow_type,
     is_number,
 )
+from flowcli.data.columns.column import dense
 from flowcli.errors import DataError
 from flowcli.recipe.schema import Column, Data
 
@@ -46,7 +47,15 @@ def fit_columns(
         if options.by:
             columns.append(_told(name, options.by, whole, data))
         else:
-            columns.append(_fit_column(name, _plain(table.column(name)), _plain(whole.column(name)), options, counting))
+            columns.append(
+                _fit_column(
+                    name,
+                    plain_array(table.column(name).combine_chunks()),
+                    plain_array(whole.column(name).combine_chunks()),
+                    options,
+                    counting,
+                )
+            )
     return tuple(columns)
 
 
@@ -60,7 +69,7 @@ def telling_rows(names: Iterable[str], table: pa.Table, data: Data) -> NDArray[n
     for name in names:
         options = data.columns.get(name, Column())
         refuse_holes(name, table.column(name), options)
-        values = _plain(table.column(name))
+        values = plain_array(table.column(name).combine_chunks())
         rows |= {*np.flatnonzero(values.is_null(nan_is_null=True))[:1].tolist()}
         number = is_number(values.type)
         if (number and options.type not in ("category", "bool")) or pa.types.is_temporal(values.type):
@@ -74,11 +83,6 @@ def telling_rows(names: Iterable[str], table: pa.Table, data: Data) -> NDArray[n
             # With more levels than may be a column is refused, however many more they are.
             rows |= {*firsts[: None if options.type == "category" else Category.MAX_LEVELS + 2].tolist()}
     return np.array(sorted(rows), np.int64)
-
-
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """:func:`plain_array` of all."""
-    return plain_array(column.combine_chunks())
 
 
 def plain_table(table: pa.Table) -> pa.Table:
@@ -111,7 +115,7 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
         raise DataError(f"column '{name}': has no values; leave it out with -s 'data.exclude=[{name}]'.")
     gaps = rows - len(values) if counting and options.missing == "indicator" else 0
     kind = _kind(name, whole, options) if options.type == "auto" else options.type
-    if not gaps and pc.count_distinct(_dense(whole)).as_py() == 1:
+    if not gaps and pc.count_distinct(dense(whole)).as_py() == 1:
         return Constant.fit(name, values)
     if kind in ("category", "bool"):
         return Category.fit(name, values, options.type == "category", gaps or None)
@@ -120,7 +124,9 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
             raise DataError(f"column '{name}': holds {values.type}, so it cannot be datetime.")
         moment = Moment.fit(name, values, counting, gaps or None)
         return (
-            Gated(name, moment.arrow_type, moment, (), True, (len(values), gaps)) if _ungated(moment, gaps) else moment
+            Gated(name, moment.arrow_type, moment, (), True, (len(values), gaps))
+            if gaps and moment.continuous
+            else moment
         )
     if not is_number(values.type):
         raise DataError(f"column '{name}': holds {values.type}, so it cannot be {kind}.")
@@ -140,11 +146,6 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
     at = [int(pc.sum(pc.equal(values, pa.scalar(atom, values.type))).as_py() or 0) for atom in atoms]
     counts = (len(values) - sum(at), *at, *([gaps] if gaps else []))
     return Gated(name, value.arrow_type, value, tuple(atoms), gaps > 0, counts)
-
-
-def _ungated(moment: Moment, gaps: int) -> bool:
-    """Whether missing values need a gate: counted moments have a cell for them."""
-    return gaps > 0 and moment.continuous
 
 
 def _atoms(name: str, values: pa.Array, options: Column, rows: int, whole: bool) -> list[float]:
@@ -179,7 +180,7 @@ def _told(name: str, by: Sequence[str], table: pa.Table, data: Data) -> Told:
         require(table.schema, key, f"data.columns.{name}.by: the modelled data")
         if key in data.given:
             raise DataError(f"column '{name}': cannot be told by '{key}', which is given.")
-    plain = pa.table({key: _plain(table.column(key)) for key in (*by, name)})
+    plain = pa.table({key: plain_array(table.column(key).combine_chunks()) for key in (*by, name)})
     for key in plain.column_names:
         if pc.any(plain.column(key).is_null(nan_is_null=True)).as_py():
             raise DataError(f"column '{name}': cannot be told by {', '.join(by)}: '{key}' has missing values.")
@@ -214,10 +215,6 @@ def _present(values: pa.Array) -> pa.Array:
     return values.filter(pc.invert(values.is_null(nan_is_null=True)))
 
 
-def _dense(values: pa.Array) -> pa.Array:
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
-
-
 def refuse_holes(name: str, values: pa.Array | pa.ChunkedArray, options: Column) -> None:
     """Raises DataError when a column has infinite values, or missing ones of which the recipe does not say more."""
     missing = int(np.asarray(values.is_null(nan_is_null=True)).sum())
@@ -242,24 +239,24 @@ def values_of(batch: pa.RecordBatch | pa.Table, column: ColumnCodec) -> pa.Array
     want = arrow_type(column.arrow_type)
     if values.type == want:
         return plain_array(values)
-    dense = _dense(values)
+    found = dense(values)
     plain = want.value_type if pa.types.is_dictionary(want) else want
-    if pa.types.is_null(dense.type):
+    if pa.types.is_null(found.type):
         return pa.nulls(len(values), plain)
-    dense = plain_array(dense)
-    same = _family(dense.type) == _family(plain)
+    found = plain_array(found)
+    same = _family(found.type) == _family(plain)
     if isinstance(column, Moment) and same:
-        return dense
+        return found
     if isinstance(column, Category | Constant | Told):
         want = plain
-    elif is_number(dense.type) or pa.types.is_decimal(dense.type):
-        want = dense.type  # a number of another width is read as it is: Integer checks for whole numbers itself
+    elif is_number(found.type) or pa.types.is_decimal(found.type):
+        want = found.type  # a number of another width is read as it is: Integer checks for whole numbers itself
     try:
         if same:
-            return dense.cast(want)
+            return found.cast(want)
     except pa.ArrowInvalid:
         if is_number(plain):
-            return dense.cast(pa.float64(), safe=False)  # of which each is another value
+            return found.cast(pa.float64(), safe=False)  # of which each is another value
     raise DataError(f"column '{column.name}': holds {values.type}, and the model was fitted on {column.arrow_type}.")
 
 

@@ -13,7 +13,6 @@ exp(log_prob) averaged over u.
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +31,6 @@ Codes = NDArray[np.int8]
 STRICT: dict[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # what `plainly` holds fields to
 T = TypeVar("T")
 
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 LAST_PLACE = 1 - 2.0**-10  # in a cell, so that a code of up to 4096 and its place are told apart in float32
 
 
