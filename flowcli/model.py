@@ -385,7 +385,7 @@ def new_flow(recipe: Recipe, codec: Codec) -> Flow:
     """The recipe's flow, at its start, for the codec's vectors. Raises UsageError when it cannot take such images."""
     options, cells = recipe.flow.model_dump(), [Cells(*cells) for cells in codec.cells]
     try:
-        flow = build(options.pop("type"), codec.features, codec.context, codec.shape, cells, **options)
+        flow = build(options.pop("type"), codec.features, codec.context, codec.shape, cells, codec.parents, **options)
     except ValueError as error:
         raise UsageError(f"flow: {error}.") from None
     if recipe.train.precision == "mixed":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from flowcli.flows.flow import Flow
-from flowcli.flows.levels import Cells
+from flowcli.flows.levels import Cells, Levels
 from flowcli.flows.nets import MaskedLinear
 from flowcli.flows.registry import IMAGE_FLOWS, build
 
@@ -54,17 +54,22 @@ def random_flow(
     spread: float = 0.1,
     shape: tuple[int, int, int] | None = None,
     cells: Sequence[Cells] = (),
+    parents: Sequence[int | None] = (),
 ) -> Flow:
-    """The case's flow with every parameter moved off its start by ``spread``·N(0, 1)."""
+    """The case's flow with every parameter moved off its start by ``spread``·N(0, 1), and parents that tell as much."""
     torch.manual_seed(seed)
     options: dict[str, Any] = {"base": base, "components": 3, "whiten": True, **CASES[case]}
-    flow = build(features=features, context=context, shape=shape, cells=cells, **options)
+    flow = build(features=features, context=context, shape=shape, cells=cells, parents=parents, **options)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
         for module in flow.modules():
             if isinstance(module, MaskedLinear):
                 module.weight.mul_(module.mask)
+            if isinstance(module, Levels):
+                for i, parent in enumerate(module.parents):
+                    if parent is not None:
+                        module.know(i, torch.randn(module.sizes[parent], module.sizes[i]))
     return flow.to(dtype)
 
 

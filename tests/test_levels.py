@@ -36,6 +36,7 @@ def cells(*sizes: int) -> list[Cells]:
 
 
 THREE = cells(3, 5, 4)
+PARENTS = [None, 0, 0]
 
 
 def table(n: int, columns: list[Cells], continuous: int, context: int, dtype: torch.dtype = torch.float64):
@@ -49,12 +50,14 @@ def table(n: int, columns: list[Cells], continuous: int, context: int, dtype: to
 
 
 def mixed_flow(case: str, discrete: int, continuous: int, context: int = 0, **options) -> Flow:
-    return random_flow(case, discrete + continuous, context, cells=THREE[:discrete], **options)
+    parents = PARENTS[:discrete]
+    return random_flow(case, discrete + continuous, context, cells=THREE[:discrete], parents=parents, **options)
 
 
 def levels_flow(columns: list[Cells], context: int = 0, **options) -> tuple[Flow, Levels]:
     """A flow of discrete columns alone, and its levels."""
-    flow = random_flow("maf-affine-same", len(columns), context, cells=columns, **options)
+    parents = PARENTS[: len(columns)]
+    flow = random_flow("maf-affine-same", len(columns), context, cells=columns, parents=parents, **options)
     (layer,) = flow.bijection
     assert isinstance(layer, Mixed)
     return flow, layer.levels
@@ -64,10 +67,11 @@ def masses_by_hand(levels: Levels, columns: list[Cells], codes: Tensor, context:
     """p ``(n, K)`` of each column, straight from the definition."""
     width = sum(levels.embedding.widths[: len(columns) - 1])
     logits = levels.net(levels.embedding(codes)[:, :width].double(), context).split([len(f) for f, _ in columns], 1)
+    known = [0.0] + [levels.get_buffer(f"known_{i}")[codes[:, 0]].double() for i in range(1, len(columns))]
     return [
-        (1 - FLOOR) * F.softmax(f.log() + block, 1) + FLOOR * f
-        for block, (f, _) in zip(logits, columns, strict=True)
-    ]  # fmt: skip
+        (1 - FLOOR) * F.softmax(f.log() + block + told, 1) + FLOOR * f
+        for block, told, (f, _) in zip(logits, known, columns, strict=True)
+    ]
 
 
 def all_codes(columns: list[Cells]) -> Tensor:
@@ -199,10 +203,11 @@ def test_parameters_keep_their_names() -> None:
     names = list(flow.state_dict())
     rest = [f"bijection.layers.0.rest.layers.{name}" for name in ("0.mean", "0.log_diagonal", "0.lower")]
     made = [f"net.layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
-    assert names[:2] == [f"bijection.layers.0.levels.embedding.tables.{i}.weight" for i in range(2)]
-    assert names[2:8] == [f"bijection.layers.0.levels.{name}" for name in made]
-    assert names[8:11] == rest
-    assert names[11:] == [f"bijection.layers.0.rest.layers.{i}.{name}" for i in (1, 2, 3) for name in made]
+    assert names[0] == "bijection.layers.0.levels.known_1"
+    assert names[1:3] == [f"bijection.layers.0.levels.embedding.tables.{i}.weight" for i in range(2)]
+    assert names[3:9] == [f"bijection.layers.0.levels.{name}" for name in made]
+    assert names[9:12] == rest
+    assert names[12:] == [f"bijection.layers.0.rest.layers.{i}.{name}" for i in (1, 2, 3) for name in made]
 
 
 # -- levels --------------------------------------------------------------------------------------------------------

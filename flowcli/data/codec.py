@@ -71,6 +71,11 @@ class Codec(ABC):
         return ()
 
     @property
+    def parents(self) -> tuple[int | None, ...]:
+        """Of each discrete number, the one before it that the flow begins from; empty where none has one."""
+        return ()
+
+    @property
     @abstractmethod
     def dequantised(self) -> bool:
         """Whether a row's density depends on where in a cell its numbers are put, and is averaged over places."""

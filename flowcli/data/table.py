@@ -28,12 +28,14 @@ from flowcli.recipe.schema import Column, Data, reached
 class TableCodec(Codec):
     """The modelled columns, in order, and the given ones: chosen and typed once, at ``fit``, the same ever after.
 
-    The flow's vector has the discrete numbers of all columns first and then the continuous ones.
+    The flow's vector has the discrete numbers of all columns first and then the continuous ones. ``parents`` has for
+    each discrete number one before it that the flow begins from, or None; or it is empty.
     """
 
     columns: tuple[ColumnCodec, ...]
     given: tuple[ColumnCodec, ...] = ()
     imputed: tuple[str, ...] = ()
+    parents: tuple[int | None, ...] = ()
 
     @staticmethod
     def fit(table: pa.Table, data: Data, whole: pa.Table | None = None) -> TableCodec:
@@ -187,15 +189,21 @@ class TableCodec(Codec):
             "columns": [c.to_dict() for c in self.columns],
             "given": [c.to_dict() for c in self.given],
             "imputed": [*self.imputed],
+            "parents": [*self.parents],
         }
 
     @staticmethod
     def from_dict(codec: Mapping[str, Any]) -> TableCodec:
         """The codec that :meth:`to_dict` described. Raises ValueError, KeyError or TypeError for another."""
-        plain = TableCodec(columns_of(codec["columns"]), columns_of(codec["given"]), tuple(codec["imputed"]))
+        plain = TableCodec(
+            columns_of(codec["columns"]), columns_of(codec["given"]), tuple(codec["imputed"]), tuple(codec["parents"])
+        )
         names = [column.name for column in (*plain.columns, *plain.given)]
         if len(set(names)) < len(names) or not plain.features or not {*plain.imputed} <= {*names}:
             raise ValueError("a column is there twice, or none is modelled")
+        before = [parent is None or (type(parent) is int and 0 <= parent < i) for i, parent in enumerate(plain.parents)]
+        if len(before) not in (0, len(plain.cells)) or not all(before):
+            raise ValueError("a column begins from one that is not before it")
         if any(
             isinstance(column, Gated | Told | Counted) or getattr(column, "missing", None) for column in plain.given
         ):

@@ -70,9 +70,9 @@ class Embedding(nn.Module):
 
 
 class _Masses:
-    """One column's masses p = (1 − ε)·softmax(log f + logits) + ε·f for each row, with ε = ``FLOOR``.
+    """One column's masses p = (1 − ε)·softmax(logits) + ε·f for each row, with ε = ``FLOOR``.
 
-    f ``(K,)`` are the cells' frequencies and logits ``(n, K)`` the network's. Codes and what is returned are
+    f ``(K,)`` are the cells' frequencies and logits ``(n, K)``. Codes and what is returned are
     ``(n, 1)``. Only ``log`` carries gradients. Sums over cells are taken in ``exact`` and divided by their total: a
     float32 softmax sums to 1 ± 1e-7, and the cells of what lies above 1 no v would reach.
     """
@@ -81,7 +81,7 @@ class _Masses:
 
     def __init__(self, logits: Tensor, frequencies: Tensor, exact: torch.dtype) -> None:
         self.frequencies, self.exact = frequencies, exact
-        self.log_softmax = F.log_softmax(frequencies.log().to(logits.dtype) + logits, 1)
+        self.log_softmax = F.log_softmax(logits, 1)
         self.softmax = self.log_softmax.detach().exp()
         self.total = self.softmax.sum(1, keepdim=True, dtype=exact)
 
@@ -109,8 +109,9 @@ class Levels(Bijection):
 
     p are the masses of a column's cells given the columns before, with a floor: no cell is ever impossible, and no
     row's log-mass without bound. c is their cumulative sum and Φ the standard Gaussian's distribution function. The
-    network that p comes from sees the embedded columns before and the context. It starts at zero: a new layer's masses
-    are the cells' frequencies.
+    network that p comes from sees the embedded columns before and the context. It starts at zero, and is added to the
+    log-masses known before training: the cells' frequencies, or, of a column with a parent, those given the parent's
+    cell.
 
     The log-determinant is Σ log p_k − log φ(z), so that with the standard Gaussian behind it a row has the density
     Π p_k: as cells have volume 1, exactly the row's probability.
@@ -125,10 +126,19 @@ class Levels(Bijection):
     frequencies: Tensor
     counts: Tensor
 
-    def __init__(self, cells: Sequence[Cells], context: int, hidden: Sequence[int], embedding: Embedding) -> None:
-        """``embedding`` is of all columns, or of all but the last, which the network does not see."""
+    def __init__(
+        self,
+        cells: Sequence[Cells],
+        context: int,
+        hidden: Sequence[int],
+        embedding: Embedding,
+        parents: Sequence[int | None] = (),
+    ) -> None:
+        """``embedding`` is of all columns, or of all but the last, which the network does not see. ``parents`` has for
+        each column one before it, or none; :meth:`know` says what they tell."""
         super().__init__()
         self.features = len(cells)
+        self.parents = [*parents] or [None] * self.features
         self.embedding = embedding
         self.sizes = [len(column.frequencies) for column in cells]
         widths = [*embedding.widths[: self.features - 1], 0]
@@ -137,6 +147,22 @@ class Levels(Bijection):
         self.net = MaskedMLP(widths, context, hidden if self.before + context else [], self.sizes)
         self.register_buffer("frequencies", torch.cat([column.frequencies for column in cells]), persistent=False)
         self.register_buffer("counts", torch.tensor(self.sizes), persistent=False)
+        for i, parent in enumerate(self.parents):
+            if parent is not None:
+                self.register_buffer(f"known_{i}", torch.zeros(self.sizes[parent], self.sizes[i]))
+
+    def know(self, i: int, told: Tensor) -> None:
+        """Column i begins from masses f_k·exp(``told (K_parent, K)``)."""
+        self.get_buffer(f"known_{i}").copy_(told)
+
+    def _masses(self, i: int, logits: Tensor, codes: Sequence[Tensor], exact: torch.dtype) -> _Masses:
+        """Column i's, from the network's ``logits (n, K)`` and the codes ``(n, 1)`` of the columns before."""
+        frequencies = self.frequencies.split(self.sizes)[i]
+        logits = frequencies.log().to(logits.dtype) + logits
+        parent = self.parents[i]
+        if parent is not None:
+            logits = logits + self.get_buffer(f"known_{i}")[codes[parent][:, 0]]
+        return _Masses(logits, frequencies, exact)
 
     def codes(self, x: Tensor) -> Tensor:
         """The cells ``(n, D)`` that rows of numbers ``k + u`` lie in; outside all cells, the nearest."""
@@ -144,12 +170,13 @@ class Levels(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         codes, exact = self.codes(x), _exact(x)
+        columns = codes.split(1, 1)
         logits = self.net(self.embedding(codes)[:, : self.before].to(x.dtype), context).split(self.sizes, 1)
         logs, below = [], []
-        for i, frequencies in enumerate(self.frequencies.split(self.sizes)):
-            masses = _Masses(logits[i], frequencies, exact)
-            logs.append(masses.log(codes[:, i : i + 1]))
-            below.append(masses.below(codes[:, i : i + 1]))
+        for i in range(self.features):
+            masses = self._masses(i, logits[i], columns, exact)
+            logs.append(masses.log(columns[i]))
+            below.append(masses.below(columns[i]))
         log_masses = torch.cat(logs, 1)
         u = self._inside((x - codes).to(exact), x.dtype)
         # v > 0 as u and p are; below 1 it is kept here.
@@ -163,10 +190,10 @@ class Levels(Bijection):
         walk = self.net.walk(y, context)
         codes: list[Tensor] = []
         logs, below = [], []
-        for i, frequencies in enumerate(self.frequencies.split(self.sizes)):
+        for i in range(self.features):
             if i:
                 walk.append(self.embedding.block(i - 1, codes[-1][:, 0]))
-            masses = _Masses(walk.parameters(), frequencies, exact)
+            masses = self._masses(i, walk.parameters(), codes, exact)
             codes.append(masses.find(v[:, i : i + 1]))
             logs.append(masses.log(codes[-1]))
             below.append(masses.below(codes[-1]))

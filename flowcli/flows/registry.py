@@ -202,6 +202,7 @@ def build(
     context: int = 0,
     shape: Shape | None = None,
     cells: Sequence[Cells] = (),
+    parents: Sequence[int | None] = (),
     *,
     base: str,
     components: int,
@@ -211,14 +212,15 @@ def build(
     """The flow that a recipe's ``flow:`` section describes, at its start, for rows of ``features`` columns.
 
     ``shape`` says that the rows are images. ``cells`` says that the first columns are discrete: the flow of the type
-    is then of the others, given these, and need not be where there are no others. ``whiten`` puts a
+    is then of the others, given these, and need not be where there are no others; ``parents`` names for each one before
+    it, or none, that it begins from. ``whiten`` puts a
     :class:`Triangular` layer first, for other rows than images. Raises ValueError when a flow cannot take images of
     that shape.
     """
     if type in IMAGE_FLOWS:
         options["shape"] = shape
     continuous = features - len(cells)
-    levels = _levels(cells, context, options["hidden"], continuous) if cells else None
+    levels = _levels(cells, parents, context, options["hidden"], continuous) if cells else None
     stack: list[Bijection] = []
     if continuous:
         stack += [Triangular(continuous)] if whiten and shape is None else []
@@ -227,9 +229,11 @@ def build(
     return Flow([Mixed(levels, stack)], Product(len(cells), latent)) if levels else Flow(stack, latent)
 
 
-def _levels(cells: Sequence[Cells], context: int, hidden: Sequence[int], continuous: int) -> Levels:
+def _levels(
+    cells: Sequence[Cells], parents: Sequence[int | None], context: int, hidden: Sequence[int], continuous: int
+) -> Levels:
     # Nothing is conditioned on the last discrete column where no column comes after it.
-    return Levels(cells, context, hidden, Embedding(cells if continuous else cells[:-1]))
+    return Levels(cells, context, hidden, Embedding(cells if continuous else cells[:-1]), parents)
 
 
 def _base(name: str, features: int, components: int) -> Base:

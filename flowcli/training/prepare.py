@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from flowcli.data.pictures import Pictures, hold_pictures
 from flowcli.data.source import STDIN, Source
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
+from flowcli.flows.levels import Levels
 from flowcli.model import Model, dtype_of, new_flow, rows_at_once
 from flowcli.recipe import Column, Image, Recipe
 from flowcli.training.encode import HELD_OUT
 from flowcli.training.loop import batch_size
 from flowcli.training.rows import Streamed, Together, TrainingRows, usable
 from flowcli.training.survey import Split, require_rows, survey
+from flowcli.training.tree import parents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,11 +63,19 @@ class Prepared:
         # Unseen levels and impossible values are part of what held-out rows are: p-values must know of them.
         self.calibration = kept_out.take(torch.from_numpy(np.flatnonzero(~kept_out.lost)))
         self.recipe = _resolved(recipe, self.codec, batch, split.stream is not None)
-        torch.manual_seed(recipe.train.seed)
-        self.flow = new_flow(self.recipe, self.codec)
         some = random_rows(some, MAX_NUMBERS // self.codec.features, recipe.train.seed)
         y, _ = self.codec.encode(some.raw, uniforms(recipe.train.seed, HELD_OUT + 1, 0, *some.raw.shape))
         self.baseline = Baseline.of(y, some.missing, self.codec.cells)
+        told = parents(y, some.missing, self.codec.cells)
+        if isinstance(self.codec, TableCodec) and told:
+            before = tuple(told[i][0] if i in told else None for i in range(len(self.codec.cells)))
+            self.codec = replace(self.codec, parents=before)
+        torch.manual_seed(recipe.train.seed)
+        self.flow = new_flow(self.recipe, self.codec)
+        for levels in self.flow.modules():
+            if isinstance(levels, Levels):
+                for i, (_, log_ratio) in told.items():
+                    levels.know(i, log_ratio)
         if some.missing is not None:
             y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
         first = rows_at_once(self.codec)
