@@ -306,18 +306,43 @@ def test_outputs_see_only_earlier_columns(features: int, hidden: list[int], cont
         assert all(jacobian[i, i - 1] != 0 for i in range(1, features))
 
 
-def test_the_walk_gives_the_parameters_of_the_whole_pass() -> None:
-    net = MADE(6, 2, [20, 15], 3).double()
+def test_large_products_are_those_of_the_whole_matrix() -> None:
+    net = MADE(20, 2, [300, 520], 9).double()
+    x, c = rows(7, 20, 2)
+    x.requires_grad_()
+    assert [len(layer.stairs) for layer in net.layers] == [1, 8, 2]  # the first has too few inputs
+    middle = net.layers[1]
+    torch.nn.init.normal_(middle.weight)
+    middle.remask()
+    h = torch.randn(7, 300, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(7, 520, dtype=torch.float64)
+    leaves = [h, middle.weight, middle.bias]
+    whole = torch.nn.functional.linear(h, middle.masked_weight(), middle.bias)
+    assert (middle(h) - whole).abs().max() < 1e-12
+    expected, got = (torch.autograd.grad(y, leaves, g) for y in (whole, middle(h)))
+    for a, b in zip(expected, got, strict=True):
+        assert (a - b).abs().max() < 1e-12 * (1 + a.abs().max())
+    assert (got[1][middle.mask == 0] == 0).all()
+    for stair in middle.stairs:
+        assert not middle.mask[stair.rows, stair.seen :].any()
+
+
+@pytest.mark.parametrize("features", [1, 6, 8, 21])
+@pytest.mark.parametrize("hidden", [[20, 15], [5], []])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_walk_gives_the_parameters_of_the_whole_pass(features: int, hidden: list[int], grad: bool) -> None:
+    net = MADE(features, 2, hidden, 3).double()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter)
     for module in net.modules():
         if isinstance(module, MaskedLinear):
             module.weight.data.mul_(module.mask)
-    x, c = rows(9, 6, 2)
-    walk = net.walk(x, c)
-    for i in range(6):
-        assert (walk.parameters() - net(x, c)[:, i]).abs().max() < 1e-12
-        walk.append(x[:, i : i + 1])
+    x, c = rows(9, features, 2)
+    with torch.set_grad_enabled(grad):
+        walk = net.walk(x, c)
+        for i in range(features):
+            assert (walk.parameters().T - net(x, c)[:, i]).abs().max() < 1e-12
+            walk.append(x[:, i : i + 1].T)
 
 
 @pytest.mark.parametrize("transform", [Affine(), Spline(8)])

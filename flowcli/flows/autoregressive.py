@@ -30,9 +30,9 @@ class Autoregressive(Bijection):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         walk = self.net.walk(y, context)
         columns, log_slopes = [], []
-        for i in range(y.shape[1]):
-            column, log_slope = self.transform.inverse(y[:, i : i + 1], walk.parameters()[:, None, :])
-            walk.append(column)
-            columns.append(column)
-            log_slopes.append(log_slope)
-        return torch.cat(columns, 1), torch.cat(log_slopes, 1).sum(-1)
+        for column in y.T.contiguous():
+            x, log_slope = self.transform.inverse(column[:, None], walk.parameters().T[:, None])
+            walk.append(x.T)
+            columns.append(x[:, 0])
+            log_slopes.append(log_slope[:, 0])
+        return torch.stack(columns).T, torch.stack(log_slopes).sum(0)

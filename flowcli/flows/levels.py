@@ -192,8 +192,8 @@ class Levels(Bijection):
         logs, below = [], []
         for i in range(self.features):
             if i:
-                walk.append(self.embedding.block(i - 1, codes[-1][:, 0]))
-            masses = self._masses(i, walk.parameters(), codes, exact)
+                walk.append(self.embedding.block(i - 1, codes[-1][:, 0]).to(y.dtype).T)
+            masses = self._masses(i, walk.parameters().T, codes, exact)
             codes.append(masses.find(v[:, i : i + 1]))
             logs.append(masses.log(codes[-1]))
             below.append(masses.below(codes[-1]))

@@ -6,10 +6,11 @@ import bisect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -19,7 +20,34 @@ def seen(x: Tensor) -> Tensor:
     A network grows linearly with its inputs. Through a stack of layers a row far out would grow geometrically, and its
     loss with it. Near the data this is the identity; far out, a logarithm. It is one-to-one: nothing is lost.
     """
-    return 3 * torch.asinh(x / 3)
+    out: Tensor = _Seen.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Seen(torch.autograd.Function):
+    """R·asinh(x/R), from functions that have vector instructions, as asinh has not.
+
+    With a = |x|/R and r = √(1 + a²), asinh a = log(a + r) = log1p(a + a·(a/(1 + r))): a sum of positive terms, none of
+    which overflows before x does. Its derivative is 1/r.
+    """
+
+    R = 3.0
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        a = (x / _Seen.R).abs_()
+        r = torch.hypot(a, a.new_ones(()))
+        return torch.copysign((a / r.add_(1)).mul_(a).add_(a).log1p_().mul_(_Seen.R), x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad / torch.hypot(x / _Seen.R, x.new_ones(()))
 
 
 class MLP(nn.Module):
@@ -109,8 +137,6 @@ class ConvNet(Conditioner):
 class _MaskGradient(torch.autograd.Function):
     """The weight itself on the way forward, its gradient masked on the way back."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(weight: Tensor, mask: Tensor) -> Tensor:
         return weight.view_as(weight)
@@ -124,18 +150,58 @@ class _MaskGradient(torch.autograd.Function):
         return grad * ctx.saved_tensors[0], None
 
 
+class Stair(NamedTuple):
+    """Units ``rows`` of a layer, which see the first ``seen`` of its inputs and no others."""
+
+    rows: slice
+    seen: int
+
+
+class _Staircase(torch.autograd.Function):
+    """x Wᵀ + b for a W that is zero beyond its stairs: products with what is left of each stair, both ways."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, stairs: Sequence[Stair]) -> Tensor:
+        y = x.new_empty(x.shape[0], weight.shape[0])
+        for rows, seen in stairs:
+            torch.addmm(bias[rows], x[:, :seen], weight[rows, :seen].T, out=y[:, rows])
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, Sequence[Stair]], output: Tensor) -> None:
+        x, weight, _, mask, ctx.stairs = inputs
+        ctx.save_for_backward(x, weight, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, weight, mask = ctx.saved_tensors
+        grad_x, grad_weight, before = None, torch.zeros_like(weight), 0
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.zeros_like(x)
+        for rows, seen in ctx.stairs:
+            torch.mm(grad[:, rows].T, x[:, :seen], out=grad_weight[rows, :seen])
+            if grad_x is not None and seen > before:  # inputs that this stair is the first to see
+                torch.mm(grad[:, rows.start :], weight[rows.start :, before:seen], out=grad_x[:, before:seen])
+            before = seen
+        return grad_x, grad_weight.mul_(mask), grad.sum(0), None, None
+
+
 class MaskedLinear(nn.Module):
     """y = W x + b where W keeps only the connections from a lower to a higher (or equal) degree.
 
     The weight starts masked and only its gradient is masked afterwards, so it stays masked under any elementwise
-    optimizer and the forward pass is one plain product.
+    optimizer and the forward pass is a plain product. As degrees are sorted, W is block lower-triangular; where it is
+    large, the product is taken in ``stairs`` that leave out most of what is zero.
     """
+
+    STAIR = 64  # units of a stair, at least
 
     mask: Tensor
 
-    def __init__(self, in_degrees: Tensor, out_degrees: Tensor, zero: bool = False) -> None:
+    def __init__(self, in_degrees: Sequence[int], out_degrees: Sequence[int], zero: bool = False) -> None:
         super().__init__()
-        mask = out_degrees[:, None] >= in_degrees[None, :]
+        mask = torch.tensor(out_degrees)[:, None] >= torch.tensor(in_degrees)[None, :]
         weight = torch.zeros(mask.shape)
         if not zero:
             # Kaiming's bound with each unit's own number of live inputs.
@@ -146,6 +212,14 @@ class MaskedLinear(nn.Module):
         self.bias = nn.Parameter(-(weight * torch.randn(weight.shape)).sum(1))
         self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.remask())  # type: ignore[no-untyped-call]
+        self.stairs = self._stairs(in_degrees, out_degrees)
+
+    def _stairs(self, in_degrees: Sequence[int], out_degrees: Sequence[int]) -> list[Stair]:
+        large = min(len(in_degrees), len(out_degrees)) >= 2 * self.STAIR
+        count = len(out_degrees) // self.STAIR if large else 1
+        edges = [len(out_degrees) * i // count for i in range(count + 1)]
+        visible = [bisect.bisect_right(in_degrees, degree) for degree in (out_degrees[stop - 1] for stop in edges[1:])]
+        return [Stair(slice(a, b), seen) for (a, b), seen in zip(pairwise(edges), visible, strict=True)]
 
     @torch.no_grad()
     def remask(self) -> None:
@@ -158,30 +232,42 @@ class MaskedLinear(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.masked_weight(), self.bias)
+        if len(self.stairs) == 1 or torch.compiler.is_compiling():
+            return F.linear(x, self.masked_weight(), self.bias)
+        y: Tensor = _Staircase.apply(x, self.weight, self.bias, self.mask, self.stairs)  # type: ignore[no-untyped-call]
+        return y
 
 
-class _Columns:
-    """Columns that become known from left to right: written into one buffer, or joined where autograd must see them."""
+class _Known:
+    """Units that become known from the first on, ``(units, n)``: each one's values lie together. They are written into
+    one buffer, or joined where autograd must see them."""
 
-    def __init__(self, like: Tensor, width: int) -> None:
-        self.blocks = [like.new_empty(like.shape[0], 0)]
-        self.width = 0
-        self.buffer = None if torch.is_grad_enabled() else like.new_empty(like.shape[0], width)
+    def __init__(self, like: Tensor, units: int) -> None:
+        self.buffer = None if torch.is_grad_enabled() else like.new_empty(units, len(like))
+        self.settled, self.fresh = 0, 0  # how many were known when last asked for all of them, and how many since
+        self.blocks = [like.new_empty(0, len(like))]
 
     def append(self, block: Tensor) -> None:
         if self.buffer is None:
             self.blocks.append(block)
         else:
-            self.buffer[:, self.width : self.width + block.shape[1]] = block
-        self.width += block.shape[1]
+            known = self.settled + self.fresh
+            self.buffer[known : known + len(block)] = block
+        self.fresh += len(block)
 
-    def known(self) -> Tensor:
+    def all(self) -> Tensor:
+        """All that are known; they are not new any more."""
+        self.settled, self.fresh = self.settled + self.fresh, 0
         if self.buffer is not None:
-            return self.buffer[:, : self.width]
-        if len(self.blocks) > 1:
-            self.blocks = [torch.cat(self.blocks, 1)]
+            return self.buffer[: self.settled]
+        self.blocks = [torch.cat(self.blocks)]
         return self.blocks[0]
+
+    def new(self) -> Tensor:
+        """Those appended since :meth:`all` was asked."""
+        if self.buffer is not None:
+            return self.buffer[self.settled : self.settled + self.fresh]
+        return torch.cat([self.blocks[0][:0], *self.blocks[1:]])
 
 
 class MaskedMLP(nn.Module):
@@ -207,9 +293,7 @@ class MaskedMLP(nn.Module):
             [column for column, width in enumerate(outputs) for _ in range(width)],
         ]
         pairs = list(pairwise(degrees))
-        self.layers = nn.ModuleList(
-            MaskedLinear(torch.tensor(a), torch.tensor(b), zero=i == len(hidden)) for i, (a, b) in enumerate(pairs)
-        )
+        self.layers = nn.ModuleList(MaskedLinear(a, b, zero=i == len(hidden)) for i, (a, b) in enumerate(pairs))
         # ends[layer][d]: how many units of that layer have degree ≤ d. They come first.
         self.ends = [[bisect.bisect_right(sorted_, d) for d in range(features)] for sorted_ in degrees]
 
@@ -239,30 +323,48 @@ class MADE(MaskedMLP):
 
 
 class Walk:
-    """One pass taken a column at a time: ``parameters`` for the next column, then ``append`` its numbers."""
+    """One pass taken a column at a time: ``parameters`` for the next column, then ``append`` its numbers.
+
+    Every ``STRIDE`` columns, what the units of the next ones get from all that is known by then is computed in one
+    product for each layer; a column then adds what became known since. Rows lie along the last dimension.
+    """
+
+    STRIDE = 8
 
     def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
         self.net = net
         self.degree = 0
         masked = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
-        self.layers = [(layer.masked_weight(), layer.bias) for layer in masked]
-        self.known = [_Columns(like, weight.shape[1]) for weight, _ in self.layers]
+        self.layers = [(layer.masked_weight(), layer.bias[:, None]) for layer in masked]
+        self.known = [_Known(like, weight.shape[1]) for weight, _ in self.layers]
+        self.ahead: list[Tensor] = []
         if context is not None:
-            self.known[0].append(seen(context))
+            self.known[0].append(seen(context).T)
+
+    def _until(self, layer: int, degree: int) -> int:
+        """How many units of a layer have a degree up to this one."""
+        return self.net.ends[layer][degree] if degree >= 0 else 0
 
     def parameters(self) -> Tensor:
-        """Parameters ``(n, outputs[i])`` of the next column i, given those appended so far."""
-        d, ends = self.degree, self.net.ends
-        for i, (weight, bias) in enumerate(self.layers):
-            start = ends[i + 1][d - 1] if d else 0
-            rows = slice(start, ends[i + 1][d])
-            columns = self.known[i].width
-            block = F.linear(self.known[i].known(), weight[rows, :columns], bias[rows])
+        """Parameters ``(outputs[i], n)`` of the next column i, given those appended so far."""
+        d = self.degree
+        start = d - d % self.STRIDE
+        if d == start:
+            stop = min(start + self.STRIDE, len(self.net.ends[0])) - 1
+            self.ahead = []
+            for i, (weight, bias) in enumerate(self.layers):
+                rows, known = slice(self._until(i + 1, d - 1), self._until(i + 1, stop)), self.known[i].all()
+                self.ahead.append(torch.addmm(bias[rows], weight[rows, : len(known)], known))
+        for i, (weight, _) in enumerate(self.layers):
+            begin, first, last = (self._until(i + 1, degree) for degree in (start - 1, d - 1, d))
+            settled, new = self.known[i].settled, self.known[i].new()
+            own = weight[first:last, settled : settled + len(new)]
+            block = torch.addmm(self.ahead[i][first - begin : last - begin], own, new)
             if i + 1 < len(self.layers):
                 self.known[i + 1].append(F.silu(block))
         return block
 
     def append(self, column: Tensor) -> None:
-        """The numbers ``(n, inputs[i])`` of the column just computed."""
+        """The numbers ``(inputs[i], n)`` of the column just computed."""
         self.known[0].append(seen(column))
         self.degree += 1

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -83,29 +85,19 @@ class Spline(Transform):
         x, log_slope = self.affine.inverse(z, parameters[..., :2])
         return x, log_slope + log_bend
 
-    def _knots(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Left edges ``(…, bins)`` and sizes of the bins that the softmax of ``raw`` cuts the box into."""
-        share = self.MIN_BIN + (1 - self.MIN_BIN * self.bins) * F.softmax(raw, -1)
-        size = 2 * self.box * share
-        left = F.pad(size.cumsum(-1)[..., :-1], (1, 0)) - self.box
-        return left, size
-
     def _bend(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        widths, heights, slopes = parameters.split([self.bins, self.bins, self.bins - 1], -1)
-        x_left, width = self._knots(widths)
-        y_left, height = self._knots(heights)
-        inner = self.MIN_SLOPE + F.softplus(slopes + self.slope_shift)
-        slope_left, slope_right = F.pad(inner, (1, 0), value=1.0), F.pad(inner, (0, 1), value=1.0)
-
-        # The bin is where the last left edge at or below the point is. Points in the tails are computed at the
-        # middle of the box and replaced at the end, so no branch sees a value or a gradient it cannot bear.
+        # Points in the tails are computed at the middle of the box and replaced at the end, so no branch sees a value
+        # or a gradient it cannot bear.
         inside = x.abs() < self.box
-        point = torch.where(inside, x, torch.zeros_like(x))[..., None]
-        edges = y_left if inverse else x_left
-        chosen = (point >= edges[..., 1:]).sum(-1, keepdim=True)
-        x0, w, y0, h, d0, d1 = (
-            part.gather(-1, chosen) for part in (x_left, width, y_left, height, slope_left, slope_right)
+        point = torch.where(inside, x, torch.zeros_like(x))
+        widths, heights, slopes = parameters.split([self.bins, self.bins, self.bins - 1], -1)
+        floor, size = 2 * self.box * self.MIN_BIN, 2 * self.box * (1 - self.MIN_BIN * self.bins)
+        x0, w, y0, h, left, right, chosen, *_ = _Bin.apply(  # type: ignore[no-untyped-call]
+            widths, heights, slopes, point, floor, size, self.box, inverse
         )
+        # At the box's ends the slope is 1.
+        d0 = torch.where(chosen == 0, 1.0, self.MIN_SLOPE + F.softplus(left + self.slope_shift))
+        d1 = torch.where(chosen == self.bins - 1, 1.0, self.MIN_SLOPE + F.softplus(right + self.slope_shift))
         s = h / w  # the bin's mean slope
         total = d0 + d1 - 2 * s
         if inverse:
@@ -131,5 +123,56 @@ class Spline(Transform):
         log_slope = 2 * s.log() + numerator.log() - 2 * (s + total * product).log()
         if inverse:
             log_slope = -log_slope
-        out = torch.where(inside, out[..., 0], x)
-        return out, torch.where(inside, log_slope[..., 0], torch.zeros_like(x))
+        return torch.where(inside, out, x), torch.where(inside, log_slope, torch.zeros_like(x))
+
+
+class _Bin(torch.autograd.Function):
+    """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges and sizes
+    x₀, w, y₀, h, the raw slopes at both ends, and its number.
+
+    Sizes are ``floor + size``·softmax and edges their cumulative sums from −``box``. Only a bin's own numbers are
+    computed further; their gradients go back in one step: a size takes the gradient of x₀ where it is before the bin,
+    and that of w where it is the bin's own.
+    """
+
+    @staticmethod
+    def forward(
+        widths: Tensor, heights: Tensor, slopes: Tensor, point: Tensor, floor: float, size: float, box: float,
+        inverse: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        shares = [F.softmax(raw, -1) for raw in (widths, heights)]
+        sizes = [floor + size * share for share in shares]
+        edges = [part.cumsum(-1) - box for part in sizes]  # right ones
+        chosen = (point[..., None] >= edges[int(inverse)][..., :-1]).sum(-1, keepdim=True)
+        left, right = (chosen - 1).clamp(min=0), chosen.clamp(max=slopes.shape[-1] - 1)
+        found = []
+        for part, edge in zip(sizes, edges, strict=True):
+            found += [torch.where(chosen == 0, -box, edge.gather(-1, left)), part.gather(-1, chosen)]
+        found += [slopes.gather(-1, left), slopes.gather(-1, right)]
+        return (*(part[..., 0] for part in found), chosen[..., 0], *shares)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *_, chosen, width_shares, height_shares = output
+        ctx.save_for_backward(chosen, width_shares, height_shares)
+        ctx.mark_non_differentiable(chosen, width_shares, height_shares)
+        ctx.size, ctx.slopes = inputs[5], inputs[2].shape
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        chosen, *shares = ctx.saved_tensors
+        chosen = chosen[..., None]
+        number = torch.arange(shares[0].shape[-1], device=chosen.device)
+        before, own = number < chosen, number == chosen
+        raw = []
+        for share, grad_edge, grad_own in zip(shares, grads[0:4:2], grads[1:4:2], strict=True):
+            grad = torch.where(before, grad_edge[..., None], 0) + torch.where(own, grad_own[..., None], 0)
+            # Of a softmax p: p·(g − Σ p g).
+            weighted = share * grad
+            raw.append(ctx.size * (weighted - share * weighted.sum(-1, keepdim=True)))
+        last = ctx.slopes[-1] - 1
+        slopes = grads[4].new_zeros(ctx.slopes)
+        slopes.scatter_add_(-1, (chosen - 1).clamp(min=0), grads[4][..., None])
+        slopes.scatter_add_(-1, chosen.clamp(max=last), grads[5][..., None])
+        return *raw, slopes, None, None, None, None, None

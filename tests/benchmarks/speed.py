@@ -1,0 +1,234 @@
+"""Training steps, densities and draws of each flow, timed against its peers and against the machine.
+
+    python -m tests.benchmarks.speed [--quick] [--only maf] [--seconds 3] [--threads 2]
+
+Each row of the table is a flow of one shape. All contenders are built in one process with the same depth, width, bins
+and batch (``peers.py``), and their calls alternate; figures are medians, in rows a second. A training step is forward,
+backward and a fused Adam; ours also clips the gradient, decays the weights and averages them, as ``fit`` does.
+``log_prob`` and ``sample`` take 4096 rows without gradients. The ratio is to the fastest peer.
+
+The floor is the time of the matrix products that the weights which are not masked need (for a training step three
+times those of a density, but for the gradient of the first layer's input), at the rate that plain ``torch.matmul`` of
+``(batch, hidden)`` by ``(hidden, hidden)`` reaches among the same rounds. Where hidden layers are small, what is
+computed beside the products takes most of the time, and the share of the floor says so.
+
+Before anything is timed, each contender, its weights moved off their start, is checked: its ``log_prob`` in float64
+against the Gaussian and the determinant of autograd's Jacobian, and our draws against the density of where they came
+from. Prints the table and writes ``results/speed.json``. Needs the ``bench`` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from flowcli.flows.flow import Flow
+from flowcli.flows.nets import MaskedLinear
+from flowcli.flows.registry import build
+from flowcli.training.state import ema_update
+from tests.benchmarks.machine import machine
+from tests.benchmarks.peers import BINS, Contender, Shape, peers
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+SHAPES = (
+    Shape("maf", 6, 64, 5, 512),
+    Shape("maf", 43, 512, 5, 512),
+    Shape("maf", 63, 512, 10, 256),
+    Shape("realnvp", 6, 64, 8, 512),
+    Shape("realnvp", 43, 512, 8, 512),
+    Shape("maf spline", 6, 64, 5, 512),
+    Shape("maf spline", 43, 512, 5, 512),
+    Shape("realnvp spline", 6, 64, 8, 512),
+    Shape("realnvp spline", 43, 512, 8, 512),
+    Shape("planar", 6, 0, 64, 512),
+    Shape("radial", 6, 0, 64, 512),
+)
+WIDTHS = tuple(Shape("maf", d, 256, 5, 512) for d in (8, 32, 128, 512))  # how cost grows with columns
+ROWS = 4096  # of a density and of draws
+FEWEST, MOST = 3, 101  # rounds
+CHECKED = 4  # rows
+
+
+def ours(shape: Shape) -> tuple[Contender, Flow]:
+    """flowcli's flow of that shape, without the whitening layer that peers do not have."""
+    type_, _, spline = shape.flow.partition(" ")
+    options: dict[str, Any] = {"layers": shape.layers, "hidden": [shape.hidden] * 2 if shape.hidden else [64]}
+    if type_ in ("maf", "realnvp"):
+        options |= {"transform": "spline" if spline else "affine", "bins": BINS}
+        options |= {"order": "reverse", "direction": "maf"} if type_ == "maf" else {"mixing": "none", "levels": "auto"}
+    flow = build(type_, shape.features, base="gaussian", components=1, whiten=False, **options).float()
+    return Contender("flowcli", flow, flow, lambda x: flow.bijection(x)[0], flow.sample), flow
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """With every weight off its start."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        for part in module.modules():
+            if isinstance(part, MaskedLinear):
+                part.remask()
+    return module
+
+
+def check(contender: Contender, features: int) -> float:
+    """The largest error of a log-density in float64 against autograd's Jacobian, and of our draws' against theirs."""
+    contender.module.double().eval()
+    x = torch.randn(CHECKED, features, dtype=torch.float64)
+    expected = []
+    for row in x:
+        jacobian = torch.autograd.functional.jacobian(lambda v: contender.latent(v[None])[0], row)
+        z = contender.latent(row[None])[0].detach()
+        base = torch.distributions.Normal(0, 1).log_prob(z).sum()
+        expected.append(base + torch.linalg.slogdet(jacobian).logabsdet)
+    errors = [(contender.log_prob(x) - torch.stack(expected)).abs().max()]
+    if isinstance(contender.module, Flow):
+        z = torch.randn(64, features, dtype=torch.float64)
+        drawn, log_det = contender.module.bijection.inverse(z)
+        errors.append((contender.log_prob(drawn) - (contender.module.base.log_prob(z) - log_det)).abs().max())
+    contender.module.float()
+    return float(max(errors))
+
+
+def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
+    """A training step of ``fit``, or a peer's plain one."""
+    parameters = list(contender.module.parameters())
+    if not isinstance(contender.module, Flow):
+        adam = torch.optim.Adam(parameters, lr=1e-5, fused=True)
+
+        def plain() -> None:
+            loss = -contender.log_prob(x).mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+        return plain
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=1e-2, fused=True)
+    average = AveragedModel(contender.module, multi_avg_fn=ema_update(0.999))
+
+    def step() -> None:
+        loss = -contender.log_prob(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        average.update_parameters(contender.module)
+
+    return step
+
+
+def weights(flow: Flow) -> tuple[int, int]:
+    """Products of a row with weights that are not masked; those of them with rows that need no gradient."""
+    masked = [layer for layer in flow.modules() if isinstance(layer, MaskedLinear)]
+    plain = [p for p in flow.parameters() if p.ndim == 2]
+    kept = [int(layer.mask.sum()) for layer in masked] or [p.numel() for p in plain]
+    return sum(kept), kept[0]
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Median seconds of each, in rounds that alternate between them."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    began = time.perf_counter()
+    while len(next(iter(times.values()))) < FEWEST or (
+        time.perf_counter() - began < seconds * len(calls) and len(next(iter(times.values()))) < MOST
+    ):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(shape: Shape, seconds: float) -> dict[str, Any]:
+    torch.manual_seed(0)
+    mine, flow = ours(shape)
+    contenders = [mine, *peers(shape)]
+    errors = {}
+    for contender in contenders:
+        moved(contender.module)
+        errors[contender.library] = check(contender, shape.features)
+        assert errors[contender.library] < 1e-6, (shape, contender.library, errors)
+    x, many = torch.randn(shape.batch, shape.features), torch.randn(ROWS, shape.features)
+    side = max(shape.hidden, 1)
+    w = torch.randn(side, side)
+
+    def matmul(rows: int) -> Callable[[], Any]:
+        a = torch.randn(rows, side)
+        return lambda: [torch.matmul(a, w) for _ in range(4)]
+
+    without = torch.no_grad()
+    training = {c.library: step_of(copy.copy(c), x) for c in contenders}
+    density = {c.library: without(lambda c=c: c.log_prob(many)) for c in contenders}
+    draws = {c.library: without(lambda c=c: c.sample(ROWS)) for c in contenders if c.sample}
+    out: dict[str, Any] = {**shape._asdict(), "errors": errors}
+    kept, first = weights(flow)
+    for what, calls, rows, products in (
+        ("training step", training, shape.batch, 3 * kept - first),
+        ("log_prob", density, ROWS, kept),
+        ("sample", draws, ROWS, kept),
+    ):
+        found = interleaved({**calls, "matmul": matmul(rows)}, seconds)
+        floor = found.pop("matmul") / (4 * side**2) * products
+        best = min((t for name, t in found.items() if name != "flowcli"), default=None)
+        out[what] = {
+            "rows_per_second": {name: rows / t for name, t in found.items()},
+            "ratio": best / found["flowcli"] if best else None,
+            "of_floor": floor / found["flowcli"] if shape.hidden else None,
+        }
+    out["sample"]["of_log_prob"] = (
+        out["log_prob"]["rows_per_second"]["flowcli"] / out["sample"]["rows_per_second"]["flowcli"]
+    )
+    return out
+
+
+def line(r: dict[str, Any], what: str) -> str:
+    shape = f"{r['flow']:<15}{r['features']:>4}{r['hidden']:>5}{r['layers']:>4}{r['batch']:>5}"
+    speeds = r[what]["rows_per_second"]
+    cells = "".join(
+        f"{speeds[name]:>12,.0f}" if name in speeds else f"{'':>12}"
+        for name in ("flowcli", "zuko", "nflows", "normflows")
+    )
+    ratio = f"{r[what]['ratio']:>8.2f}" if r[what]["ratio"] else f"{'':>8}"
+    floor = f"{r[what]['of_floor']:>7.0%}" if r[what]["of_floor"] else f"{'':>7}"
+    times = f"{r[what]['of_log_prob']:>7.2f}" if "of_log_prob" in r[what] else ""
+    return f"{shape}  {what:<14}{cells}{ratio}{floor}{times}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a second for each contender; results are not written")
+    parser.add_argument("--only", help="flows whose name starts so; results are not written")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each contender and figure")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"{'flow':<15}{'D':>4}{'hid':>5}{'lay':>4}{'bat':>5}  {'rows a second':<14}{'flowcli':>12}{'zuko':>12}"
+        f"{'nflows':>12}{'normflows':>12}{'ratio':>8}{'floor':>7}  /log_prob"
+    )
+    results = []
+    for shape in (*SHAPES, *(() if options.quick else WIDTHS)):
+        if not shape.flow.startswith(options.only or ""):
+            continue
+        results.append(measure(shape, 0.3 if options.quick else options.seconds))
+        for what in ("training step", "log_prob", "sample"):
+            print(line(results[-1], what), flush=True)
+    if not options.quick and not options.only:
+        about = machine() | {"threads": options.threads, "torch": torch.__version__}
+        RESULTS.write_text(json.dumps({"machine": about, "cases": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
