@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 
 Phase = Literal[
-    "start-up", "reading", "codec", "data", "forward", "backward", "optimizer", "evaluation", "saving", "other"
-]
+    "start-up", "reading", "codec", "compiling", "data", "forward", "backward", "optimizer", "evaluation", "saving",
+    "other",
+]  # fmt: skip
 
 
 class Clock:
@@ -50,7 +51,6 @@ class Profile(Clock):
         return {"seconds": round(self.total, 6), "phases": phases}
 
     def lines(self) -> list[str]:
-        """The same for people."""
-        width = max(map(len, self.seconds))
-        rows = [*self.seconds.items(), ("all", self.total)]
-        return [f"{phase:<{width}} {seconds:>10.2f} s {seconds / self.total:>6.1%}" for phase, seconds in rows]
+        """The same for people: the phases that there were."""
+        width, rows = max(map(len, self.seconds)), [*self.seconds.items(), ("all", self.total)]
+        return [f"{name:<{width}} {seconds:>10.2f} s {seconds / self.total:>6.1%}" for name, seconds in rows if seconds]

@@ -20,6 +20,7 @@ from flowcli.model import rows_at_once
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.clock import Clock
+from flowcli.training.compiled import CannotCompile, Forward, compiled
 from flowcli.training.encode import Encoded, Encoder
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import Together, TrainingRows
@@ -65,8 +66,10 @@ class Trainer:
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
         self.encoder = Encoder(codec, baseline, settings.seed, self.device, self.home, self.dtype, self._poll)
+        self.clock.lap("start-up")  # creating an optimizer imports much of torch
         self.held_out, self.held_out_rows = self.encoder.encode_held_out(held_out), len(held_out)
         self.state: State | None = None
+        self.forward: Forward = flow  # as the steps call it
         self.clock.lap("data")
 
     # -- the fit -------------------------------------------------------------------------------------------------
@@ -95,6 +98,8 @@ class Trainer:
             self.state = start
             self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
+        if self.settings.compile:
+            self._compile()
         try:
             while self._goes_on():
                 self.state = self._epoch(self.state)
@@ -158,12 +163,11 @@ class Trainer:
     def _step(self, data: Encoded, index: Tensor, noise: torch.Generator) -> Tensor | None:
         """One step on the rows at ``index``; None, and nothing changed, when loss or gradient is not finite."""
         self.clock.lap("other")
-        y = data.y[index].to(self.device)
-        context = None if data.context is None else data.context[index].to(self.device)
+        y, context = self._batch(data, index)
         if self.settings.noise:
             y = y + self.settings.noise * torch.randn(y.shape, generator=noise, dtype=y.dtype, device=y.device)
         self.clock.lap("data")
-        loss = -self.flow(y, context).mean()
+        loss = -self.forward(y, context).mean()
         self.clock.lap("forward")
         self.optimizer.zero_grad()
         loss.backward()
@@ -178,6 +182,20 @@ class Trainer:
         self.clock.lap("optimizer")
         value: Tensor = loss.detach().double()
         return value
+
+    def _batch(self, data: Encoded, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        context = None if data.context is None else data.context[index].to(self.device)
+        return data.y[index].to(self.device), context
+
+    def _compile(self) -> None:
+        """Let the steps call the flow compiled for batches of their size, or say why not."""
+        self.clock.lap("other")
+        some = torch.arange(self.batch, device=self.home) % len(self.held_out.y)
+        try:
+            self.forward = compiled(self.flow, *self._batch(self.held_out, some))
+        except CannotCompile as error:
+            self.progress.say(f"train.compile: the steps are taken uncompiled: {error}.")
+        self.clock.lap("compiling")
 
     def _poll(self) -> None:
         if self.stopped():
