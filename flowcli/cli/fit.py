@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
 from flowcli.cli.validate import Set
+
+if TYPE_CHECKING:
+    from flowcli.training.clock import Profile
 
 
 @command()
@@ -27,6 +31,9 @@ def fit(
     set_: Set = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run folder that is there.")] = False,
     init_from: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from a fitted model's weights.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time went, and write it into the run folder.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read, check, build; do not train or write.")] = False,
     max_time: Annotated[str | None, typer.Option(metavar="30m", help="Finish in good order within this time.")] = None,
     device: Annotated[
@@ -40,6 +47,8 @@ def fit(
 
     The folder's path is printed on stdout.
     """
+    began = time.perf_counter()
+
     from flowcli import recipe as recipes
     from flowcli.errors import UsageError
 
@@ -56,6 +65,7 @@ def fit(
 
     from flowcli.cli.display import display
     from flowcli.model import Model
+    from flowcli.training.clock import Profile
     from flowcli.training.fit import train
     from flowcli.training.loop import Interrupted
     from flowcli.training.prepare import prepare
@@ -70,13 +80,18 @@ def fit(
         console.result(recipes.dump(prepared.recipe).rstrip("\n"))
         return
     start = Model.load(init_from) if init_from else None
-    prepared = prepare(checked, say=console.note)
+    clock = Profile(began) if profile else None
+    if clock:
+        clock.lap("start-up")
+    prepared = prepare(checked, say=console.note, clock=clock)
     with console.Signals() as signals:
         try:
-            model = train(prepared, run, display(), force, resume, start, signals.seen)
+            model = train(prepared, run, display(), force, resume, start, signals.seen, clock)
         except Interrupted:
+            _tell(clock)
             console.note(f"stopped; `flowcli fit … --resume -o {run}` goes on")
             sys.exit(128 + signals.number)
+    _tell(clock)
     about = model.about
     console.note(
         f"held-out log-likelihood {about['held_out_log_prob']:.4f} nats a row; a Gaussian has "
@@ -85,3 +100,9 @@ def fit(
         else f"Next: flowcli score {run} DATA"
     )
     console.result(str(run))
+
+
+def _tell(profile: Profile | None) -> None:
+    """Where the time went, a line for each phase."""
+    for line in profile.lines() if profile else ():
+        console.note(line)

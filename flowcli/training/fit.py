@@ -20,6 +20,7 @@ from flowcli.errors import TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
 from flowcli.scoring.method import ingredients
+from flowcli.training.clock import Clock, Profile
 from flowcli.training.loop import Interrupted, Trainer
 from flowcli.training.prepare import Prepared, as_recipe, prepare, random_rows
 from flowcli.training.progress import Evaluation, Progress
@@ -66,18 +67,20 @@ def train(
     resume: bool = False,
     init_from: Model | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    profile: Profile | None = None,
 ) -> Model:
     """The part of :func:`fit` that comes after reading. ``stopped`` is asked often; what there is by then is saved.
+    ``profile`` counts where the time goes, and is written into the run.
 
     Raises UsageError, TrainingError, ModelFileError, and Interrupted when ``stopped`` says so.
     """
-    progress = progress or Progress()
+    progress, clock = progress or Progress(), profile or Clock()
     began, folder = time.monotonic(), pathlib.Path(run) if run is not None else None
     if init_from is not None:
         _start_from(prepared, init_from)
     trainer = Trainer(
         prepared.flow, prepared.codec, prepared.baseline, prepared.rows, prepared.held_out, prepared.recipe.train,
-        progress,
+        progress, clock,
     )  # fmt: skip
     fingerprint = _fingerprint(prepared)
     start: State | None = None
@@ -111,7 +114,9 @@ def train(
         """Write all that there is at an epoch's end; return the best model so far."""
         now = copy_of(prepared.flow)
         prepared.flow.load_state_dict(state.best)
+        clock.lap("saving")
         model = _best(prepared, state)
+        clock.lap("evaluation")
         record.write_model(model)  # first, since it is what makes the folder a run's
         record.write_recipe(prepared.recipe)
         prepared.flow.load_state_dict(now)
@@ -122,15 +127,21 @@ def train(
     try:
         state = trainer.run(start, on_state, stopped)
         prepared.flow.to("cpu")
+        clock.lap("other")
         if record is None:
             return _best(prepared, state)
         model = save(record, state)
         record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
+        clock.lap("saving")
+        if profile:
+            record.write_profile(profile)
         record.finish()
         return model
     except (Interrupted, TrainingError):
+        clock.lap("other")
         if record and trainer.state:
             save(record, trainer.state)
+        clock.lap("saving")
         raise
     finally:
         if record:

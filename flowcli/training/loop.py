@@ -19,6 +19,8 @@ from flowcli.flows.flow import Flow
 from flowcli.model import rows_at_once
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
+from flowcli.training.clock import Clock
+from flowcli.training.compiled import CannotCompile, Forward, compiled
 from flowcli.training.encode import Encoded, Encoder
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import Together, TrainingRows
@@ -43,11 +45,11 @@ class Trainer:
 
     def __init__(
         self, flow: Flow, codec: Codec, baseline: Baseline, rows: TrainingRows, held_out: Rows, settings: Train,
-        progress: Progress,
+        progress: Progress, clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self.device = devices.choose(settings.device)
         self.flow, self.codec, self.rows = flow, codec, rows
-        self.settings, self.progress = settings, progress
+        self.settings, self.progress, self.clock = settings, progress, clock or Clock()
         self.dtype = next(flow.parameters()).dtype
         flow.to(self.device)
         fits = devices.holds(self.device, rows.at_once * (codec.features + codec.context) * self.dtype.itemsize)
@@ -64,8 +66,11 @@ class Trainer:
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
         self.encoder = Encoder(codec, baseline, settings.seed, self.device, self.home, self.dtype, self._poll)
+        self.clock.lap("start-up")  # creating an optimizer imports much of torch
         self.held_out, self.held_out_rows = self.encoder.encode_held_out(held_out), len(held_out)
         self.state: State | None = None
+        self.forward: Forward = flow  # as the steps call it
+        self.clock.lap("data")
 
     # -- the fit -------------------------------------------------------------------------------------------------
 
@@ -88,11 +93,13 @@ class Trainer:
         )  # fmt: skip
         if start is None:
             evaluation, self.state = self._evaluate(math.nan, 0.0, None)
-            on_state(self.state, evaluation)
+            self._save(self.state, evaluation)
         else:
             self.state = start
             self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
+        if self.settings.compile:
+            self._compile()
         try:
             while self._goes_on():
                 self.state = self._epoch(self.state)
@@ -113,7 +120,7 @@ class Trainer:
         for data in self._windows(c.epoch):
             if c.taken > before:  # a state after each window, and at the epoch's end an evaluation with it
                 last = self.state = self._take_down(last.best)
-                self.on_state(last, None)
+                self._save(last, None)
             if not self._window(data):
                 return self._step_back(last)
             if c.seconds >= self.max_seconds:
@@ -122,12 +129,13 @@ class Trainer:
         rate = (c.taken - before) * self.batch / (time.monotonic() - began)
         c.epoch, c.window, c.taken, c.loss, c.log_det = c.epoch + 1, 0, 0, 0.0, 0.0
         evaluation, state = self._evaluate(train, rate, last)
-        self.on_state(state, evaluation)
+        self._save(state, evaluation)
         self.progress.evaluated(evaluation)
         return state
 
     def _window(self, data: Encoded) -> bool:
         """The steps of a window; False when too many in a row went wrong."""
+        self.clock.lap("data")
         c = self.counters
         self.flow.train()
         shuffle = torch.Generator().manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window))
@@ -154,13 +162,16 @@ class Trainer:
 
     def _step(self, data: Encoded, index: Tensor, noise: torch.Generator) -> Tensor | None:
         """One step on the rows at ``index``; None, and nothing changed, when loss or gradient is not finite."""
-        y = data.y[index].to(self.device)
-        context = None if data.context is None else data.context[index].to(self.device)
+        self.clock.lap("other")
+        y, context = self._batch(data, index)
         if self.settings.noise:
             y = y + self.settings.noise * torch.randn(y.shape, generator=noise, dtype=y.dtype, device=y.device)
-        loss = -self.flow(y, context).mean()
+        self.clock.lap("data")
+        loss = -self.forward(y, context).mean()
+        self.clock.lap("forward")
         self.optimizer.zero_grad()
         loss.backward()
+        self.clock.lap("backward")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         if not torch.isfinite(norm + loss.detach()):
             return None
@@ -168,8 +179,23 @@ class Trainer:
             group["lr"] = self._lr()
         self.optimizer.step()
         self.average.update_parameters(self.flow)
+        self.clock.lap("optimizer")
         value: Tensor = loss.detach().double()
         return value
+
+    def _batch(self, data: Encoded, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        context = None if data.context is None else data.context[index].to(self.device)
+        return data.y[index].to(self.device), context
+
+    def _compile(self) -> None:
+        """Let the steps call the flow compiled for batches of their size, or say why not."""
+        self.clock.lap("other")
+        some = torch.arange(self.batch, device=self.home) % len(self.held_out.y)
+        try:
+            self.forward = compiled(self.flow, *self._batch(self.held_out, some))
+        except CannotCompile as error:
+            self.progress.say(f"train.compile: the steps are taken uncompiled: {error}.")
+        self.clock.lap("compiling")
 
     def _poll(self) -> None:
         if self.stopped():
@@ -190,6 +216,7 @@ class Trainer:
 
     def _evaluate(self, train: float, rate: float, last: State | None) -> tuple[Evaluation, State]:
         """Measure the averaged weights on the held-out rows and take the state down."""
+        self.clock.lap("other")
         c, averaged = self.counters, self.average.module
         averaged.eval()
         log_probs = []
@@ -210,8 +237,13 @@ class Trainer:
         if better:
             c.best, c.best_epoch = held_out, c.epoch
         best = copy_of(averaged) if better or last is None else last.best
+        self.clock.lap("evaluation")
         evaluation = Evaluation(c.epoch, c.step, train, held_out, c.best_epoch, self._lr(), c.skipped, rate, c.seconds)
         return evaluation, self._take_down(best)
+
+    def _save(self, state: State, evaluation: Evaluation | None) -> None:
+        self.on_state(state, evaluation)
+        self.clock.lap("saving")
 
     def _take_down(self, best: Tensors) -> State:
         """All that the fit is now."""

@@ -29,6 +29,7 @@ from flowcli.errors import DataError, UsageError
 from flowcli.flows.levels import Levels
 from flowcli.model import Model, dtype_of, new_flow, rows_at_once
 from flowcli.recipe import Column, Image, Recipe
+from flowcli.training.clock import Clock
 from flowcli.training.encode import HELD_OUT
 from flowcli.training.loop import batch_size
 from flowcli.training.rows import Streamed, Together, TrainingRows, usable
@@ -104,9 +105,24 @@ def codec_of(recipe: Recipe) -> type[Codec]:
 
 
 def prepare(
-    recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None, say: Callable[[str], None] = lambda _: None
+    recipe: Recipe,
+    frame: pd.DataFrame | pa.Table | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    clock: Clock | None = None,
 ) -> Prepared:
     """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
+    split, recipe, files = _read(recipe, frame, say)
+    clock = clock or Clock()
+    clock.lap("reading")
+    prepared = Prepared(recipe, split, files)
+    clock.lap("codec")
+    return prepared
+
+
+def _read(
+    recipe: Recipe, frame: pd.DataFrame | pa.Table | None, say: Callable[[str], None]
+) -> tuple[Split, Recipe, Sequence[str]]:
+    """The rows, the recipe with what is known once their files are, and the files' names."""
     if frame is not None:
         if recipe.train.stream is True:
             raise UsageError("train.stream: a frame is in memory already; name files to stream.")
@@ -115,7 +131,7 @@ def prepare(
             raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
         table = _used(recipe, table)
         held_out, files = _held_out(recipe, table.schema)
-        return Prepared(recipe, _split(recipe, table, held_out), files)
+        return _split(recipe, table, held_out), recipe, files
     if not recipe.data.files:
         raise UsageError("no data: name files after the recipe, or under data.files in it.")
     if recipe.data.image is None and hold_pictures(recipe.data.files):
@@ -131,7 +147,7 @@ def prepare(
         table = _used(recipe, table)
         held_out, files = _held_out(recipe, table.schema)
         split = _split(recipe, table, held_out)
-    return Prepared(recipe, split, [*source.files, *files])
+    return split, recipe, [*source.files, *files]
 
 
 def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:

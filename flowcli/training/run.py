@@ -19,13 +19,15 @@ from flowcli.data.whole import sweep, sync, write_whole
 from flowcli.errors import DataError, ModelFileError, UsageError
 from flowcli.model import MODEL_FILE, Model
 from flowcli.recipe import Recipe, dump
+from flowcli.training.clock import Profile
 from flowcli.training.progress import Evaluation
 from flowcli.training.state import State
 
 STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states, written in turn
 STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
 MANIFEST = "run.json"
-OURS = {"recipe.yaml", MANIFEST, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
+PROFILE = "profile.json"
+OURS = {"recipe.yaml", MANIFEST, PROFILE, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
 
 Fingerprint = dict[str, str]  # what a resumed fit must share with the one it goes on with, by name
 
@@ -125,6 +127,10 @@ class Run:
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """``run.json``."""
         write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+    def write_profile(self, profile: Profile) -> None:
+        """``profile.json``."""
+        write_whole(self.folder / PROFILE, json.dumps(profile.to_dict(), indent=2) + "\n")
 
     def write_metrics(self, evaluations: list[Evaluation]) -> None:
         """``metrics.jsonl``, a line for each evaluation; numbers that are not finite are null."""
