@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 from flow_cases import CASES, IMAGE_CASES, random_flow, rows
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowcli.flows.autoregressive import Autoregressive
-from flowcli.flows.bijection import Chain, Permutation
+from flowcli.flows.bijection import Chain, Reversal
 from flowcli.flows.flow import Flow
 from flowcli.flows.linear import LU, Triangular
 from flowcli.flows.multiscale import MultiScale
 from flowcli.flows.nets import MADE, MaskedLinear
+from flowcli.flows.perceptron import Layer, perceptron, seen
 from flowcli.flows.registry import FLOWS, build
 from flowcli.flows.transforms import Affine, Spline
 from flowcli.recipe import FLOW_OPTIONS
@@ -160,7 +163,7 @@ def test_a_new_flow_is_the_identity(case: str) -> None:
     for layer in flow:
         if isinstance(layer, LU):
             layer.rotation = None
-    layers = [layer for layer in flow if not isinstance(layer, Permutation)]
+    layers = [layer for layer in flow if not isinstance(layer, Reversal)]
     z, log_det = Chain(layers)(x, c)
     assert (z - x).abs().max() < 1e-6
     assert log_det.abs().max() < 1e-6
@@ -308,23 +311,48 @@ def test_outputs_see_only_earlier_columns(features: int, hidden: list[int], cont
 
 def test_large_products_are_those_of_the_whole_matrix() -> None:
     net = MADE(20, 2, [300, 520], 9).double()
-    x, c = rows(7, 20, 2)
-    x.requires_grad_()
+    x, _ = rows(7, 22, 0)
     assert [len(layer.stairs) for layer in net.layers] == [1, 8, 2]  # the first has too few inputs
-    middle = net.layers[1]
-    torch.nn.init.normal_(middle.weight)
-    middle.remask()
-    h = torch.randn(7, 300, dtype=torch.float64, requires_grad=True)
-    g = torch.randn(7, 520, dtype=torch.float64)
-    leaves = [h, middle.weight, middle.bias]
-    whole = torch.nn.functional.linear(h, middle.masked_weight(), middle.bias)
-    assert (middle(h) - whole).abs().max() < 1e-12
-    expected, got = (torch.autograd.grad(y, leaves, g) for y in (whole, middle(h)))
+    for layer in net.layers:
+        torch.nn.init.normal_(layer.weight, std=0.1)
+        layer.remask()
+        for stair in layer.stairs:
+            assert not layer.mask[stair.rows, stair.inputs :].any()
+    assert_written_out(x, [layer.layer() for layer in net.layers])
+
+
+def assert_written_out(x: Tensor, layers: list[Layer]) -> None:
+    """Values and gradients are those that autograd finds for the plain formula."""
+    x.requires_grad_()
+    leaves = [x, *(part for layer in layers for part in (layer.weight, layer.bias))]
+    plain = x
+    for i, layer in enumerate(layers):
+        weight = layer.weight if layer.mask is None else layer.weight * layer.mask
+        plain = F.linear(F.silu(plain) if i else 3 * torch.asinh(plain / 3), weight, layer.bias)
+    assert (perceptron(x, layers) - plain).abs().max() < 1e-12
+    with torch.no_grad():
+        assert (perceptron(x, layers) - plain).abs().max() < 1e-12
+    g = torch.randn(plain.shape, dtype=torch.float64)
+    expected, got = (torch.autograd.grad(y, leaves, g) for y in (plain, perceptron(x, layers)))
     for a, b in zip(expected, got, strict=True):
         assert (a - b).abs().max() < 1e-12 * (1 + a.abs().max())
-    assert (got[1][middle.mask == 0] == 0).all()
-    for stair in middle.stairs:
-        assert not middle.mask[stair.rows, stair.seen :].any()
+
+
+@pytest.mark.parametrize("hidden", [[], [7], [7, 9]])
+def test_the_gradient_of_a_network_is_written_out_right(hidden: list[int]) -> None:
+    widths = [4, *hidden, 5]
+    torch.manual_seed(0)
+    layers = [
+        Layer(*(torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((b, a), (b,))))
+        for a, b in itertools.pairwise(widths)
+    ]
+    assert_written_out(10 * torch.randn(11, 4, dtype=torch.float64), layers)
+
+
+def test_what_a_network_sees_is_right_near_and_far() -> None:
+    x = torch.tensor([0.0, -1e-30, 1e-9, -3e-5, 0.5, -7.0, 1e10, -3e38])
+    with torch.no_grad():
+        assert torch.allclose(seen(x).double(), 3 * torch.asinh(x.double() / 3), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("features", [1, 6, 8, 21])

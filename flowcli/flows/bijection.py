@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor, nn
 
 
@@ -82,19 +81,11 @@ class Inverted(Bijection):
         return out
 
 
-class Permutation(Bijection):
-    """Columns in another order: y[:, i] = x[:, order[i]]. Volume is kept."""
-
-    order: Tensor
-    back: Tensor
-
-    def __init__(self, order: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("back", torch.argsort(order), persistent=False)
+class Reversal(Bijection):
+    """Columns the other way round. Volume is kept."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x[:, self.order], x.new_zeros(x.shape[0])
+        return x.flip(1), x.new_zeros(x.shape[0])
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return y[:, self.back], y.new_zeros(y.shape[0])
+        return y.flip(1), y.new_zeros(y.shape[0])

@@ -6,48 +6,12 @@ import bisect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
-def seen(x: Tensor) -> Tensor:
-    """What a conditioner sees of a value: R·asinh(x/R), R = 3.
-
-    A network grows linearly with its inputs. Through a stack of layers a row far out would grow geometrically, and its
-    loss with it. Near the data this is the identity; far out, a logarithm. It is one-to-one: nothing is lost.
-    """
-    out: Tensor = _Seen.apply(x)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _Seen(torch.autograd.Function):
-    """R·asinh(x/R), from functions that have vector instructions, as asinh has not.
-
-    With a = |x|/R and r = √(1 + a²), asinh a = log(a + r) = log1p(a + a·(a/(1 + r))): a sum of positive terms, none of
-    which overflows before x does. Its derivative is 1/r.
-    """
-
-    R = 3.0
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        a = (x / _Seen.R).abs_()
-        r = torch.hypot(a, a.new_ones(()))
-        return torch.copysign((a / r.add_(1)).mul_(a).add_(a).log1p_().mul_(_Seen.R), x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad / torch.hypot(x / _Seen.R, x.new_ones(()))
+from flowcli.flows.perceptron import Layer, Stair, masked, perceptron, seen
 
 
 class MLP(nn.Module):
@@ -64,10 +28,8 @@ class MLP(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = seen(x)
-        for layer in self.hidden:
-            x = F.silu(layer(x))
-        return F.linear(x, self.weight, self.bias)
+        hidden = [Layer(layer.weight, layer.bias) for layer in self.hidden if isinstance(layer, nn.Linear)]
+        return perceptron(x, [*hidden, Layer(self.weight, self.bias)])
 
 
 class Conditioner(nn.Module, ABC):
@@ -88,7 +50,7 @@ class RowNet(Conditioner):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         parameters: Tensor = self.net(x if context is None else torch.cat([x, context], 1))
-        return parameters.view(-1, *self.shape)
+        return parameters.unflatten(1, self.shape)
 
 
 class ConvNet(Conditioner):
@@ -134,65 +96,11 @@ class ConvNet(Conditioner):
         return out
 
 
-class _MaskGradient(torch.autograd.Function):
-    """The weight itself on the way forward, its gradient masked on the way back."""
-
-    @staticmethod
-    def forward(weight: Tensor, mask: Tensor) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.saved_tensors[0], None
-
-
-class Stair(NamedTuple):
-    """Units ``rows`` of a layer, which see the first ``seen`` of its inputs and no others."""
-
-    rows: slice
-    seen: int
-
-
-class _Staircase(torch.autograd.Function):
-    """x Wᵀ + b for a W that is zero beyond its stairs: products with what is left of each stair, both ways."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, stairs: Sequence[Stair]) -> Tensor:
-        y = x.new_empty(x.shape[0], weight.shape[0])
-        for rows, seen in stairs:
-            torch.addmm(bias[rows], x[:, :seen], weight[rows, :seen].T, out=y[:, rows])
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, Sequence[Stair]], output: Tensor) -> None:
-        x, weight, _, mask, ctx.stairs = inputs
-        ctx.save_for_backward(x, weight, mask)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        x, weight, mask = ctx.saved_tensors
-        grad_x, grad_weight, before = None, torch.zeros_like(weight), 0
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.zeros_like(x)
-        for rows, seen in ctx.stairs:
-            torch.mm(grad[:, rows].T, x[:, :seen], out=grad_weight[rows, :seen])
-            if grad_x is not None and seen > before:  # inputs that this stair is the first to see
-                torch.mm(grad[:, rows.start :], weight[rows.start :, before:seen], out=grad_x[:, before:seen])
-            before = seen
-        return grad_x, grad_weight.mul_(mask), grad.sum(0), None, None
-
-
 class MaskedLinear(nn.Module):
-    """y = W x + b where W keeps only the connections from a lower to a higher (or equal) degree.
+    """W x + b where W keeps only the connections from a lower to a higher (or equal) degree.
 
     The weight starts masked and only its gradient is masked afterwards, so it stays masked under any elementwise
-    optimizer and the forward pass is a plain product. As degrees are sorted, W is block lower-triangular; where it is
-    large, the product is taken in ``stairs`` that leave out most of what is zero.
+    optimizer. As degrees are sorted, W is block lower-triangular; where it is large, its products are taken in stairs.
     """
 
     STAIR = 64  # units of a stair, at least
@@ -212,30 +120,20 @@ class MaskedLinear(nn.Module):
         self.bias = nn.Parameter(-(weight * torch.randn(weight.shape)).sum(1))
         self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.remask())  # type: ignore[no-untyped-call]
-        self.stairs = self._stairs(in_degrees, out_degrees)
-
-    def _stairs(self, in_degrees: Sequence[int], out_degrees: Sequence[int]) -> list[Stair]:
         large = min(len(in_degrees), len(out_degrees)) >= 2 * self.STAIR
         count = len(out_degrees) // self.STAIR if large else 1
         edges = [len(out_degrees) * i // count for i in range(count + 1)]
         visible = [bisect.bisect_right(in_degrees, degree) for degree in (out_degrees[stop - 1] for stop in edges[1:])]
-        return [Stair(slice(a, b), seen) for (a, b), seen in zip(pairwise(edges), visible, strict=True)]
+        self.stairs = [Stair(slice(a, b), seen) for (a, b), seen in zip(pairwise(edges), visible, strict=True)]
 
     @torch.no_grad()
     def remask(self) -> None:
         """Set the connections that must not be to zero, after the weight was written from outside."""
         self.weight.mul_(self.mask)
 
-    def masked_weight(self) -> Tensor:
-        """The weight ``(out, in)``, through which gradients come back masked."""
-        weight: Tensor = _MaskGradient.apply(self.weight, self.mask)  # type: ignore[no-untyped-call]
-        return weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(self.stairs) == 1 or torch.compiler.is_compiling():
-            return F.linear(x, self.masked_weight(), self.bias)
-        y: Tensor = _Staircase.apply(x, self.weight, self.bias, self.mask, self.stairs)  # type: ignore[no-untyped-call]
-        return y
+    def layer(self) -> Layer:
+        """What a network computes with."""
+        return Layer(self.weight, self.bias, self.mask, self.stairs)
 
 
 class _Known:
@@ -301,9 +199,7 @@ class MaskedMLP(nn.Module):
         """Parameters ``(n, Σ outputs)`` from rows ``(n, Σ inputs)``."""
         if context is not None:
             x = torch.cat([context, x], 1)
-        for i, layer in enumerate(self.layers):
-            x = layer(F.silu(x) if i else seen(x))
-        return x
+        return perceptron(x, [layer.layer() for layer in self.layers if isinstance(layer, MaskedLinear)])
 
     def walk(self, like: Tensor, context: Tensor | None = None) -> Walk:
         """Begin a walk over the columns, for as many rows as ``like`` has and in its precision."""
@@ -319,7 +215,7 @@ class MADE(MaskedMLP):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parameters ``(n, features, outputs)`` from rows ``(n, features)``."""
-        return super().forward(x, context).view(-1, *self.shape)
+        return super().forward(x, context).unflatten(1, self.shape)
 
 
 class Walk:
@@ -334,8 +230,8 @@ class Walk:
     def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
         self.net = net
         self.degree = 0
-        masked = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
-        self.layers = [(layer.masked_weight(), layer.bias[:, None]) for layer in masked]
+        linear = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
+        self.layers = [(masked(layer.weight, layer.mask), layer.bias[:, None]) for layer in linear]
         self.known = [_Known(like, weight.shape[1]) for weight, _ in self.layers]
         self.ahead: list[Tensor] = []
         if context is not None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from flowcli.flows.autoregressive import Autoregressive
 from flowcli.flows.base import BASES, Base, Gaussian, Mixture, Product
-from flowcli.flows.bijection import Bijection, Chain, Inverted, Permutation
+from flowcli.flows.bijection import Bijection, Chain, Inverted, Reversal
 from flowcli.flows.coupling import Checkerboard, Coupling
 from flowcli.flows.flow import Flow
 from flowcli.flows.levels import Cells, Embedding, Levels
@@ -176,7 +174,7 @@ def maf(
     stack: list[Bijection] = []
     for i in range(layers):
         if order == "reverse" and i:
-            stack.append(Permutation(torch.arange(features - 1, -1, -1)))
+            stack.append(Reversal())
         layer = Autoregressive(features, context, hidden, _transform(transform, bins))
         stack.append(Inverted(layer) if direction == "iaf" else layer)
     return stack

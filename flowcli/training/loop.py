@@ -10,7 +10,6 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from flowcli.baseline import Baseline
 from flowcli.data.codec import Codec, Rows
@@ -24,7 +23,7 @@ from flowcli.training.compiled import CannotCompile, Forward, compiled
 from flowcli.training.encode import Encoded, Encoder
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import Together, TrainingRows
-from flowcli.training.state import Counters, State, Tensors, copy_of, ema_update, load_optimizer, optimizer_tensors
+from flowcli.training.state import Average, Counters, State, Tensors, copy_of, load_optimizer, optimizer_tensors
 
 WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 steps
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
@@ -62,7 +61,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
-        self.average = AveragedModel(flow, multi_avg_fn=ema_update(settings.ema))
+        self.average = Average(flow, settings.ema)
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
         self.encoder = Encoder(codec, baseline, settings.seed, self.device, self.home, self.dtype, self._poll)
@@ -178,7 +177,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()
-        self.average.update_parameters(self.flow)
+        self.average.update()
         self.clock.lap("optimizer")
         value: Tensor = loss.detach().double()
         return value
@@ -247,7 +246,7 @@ class Trainer:
 
     def _take_down(self, best: Tensors) -> State:
         """All that the fit is now."""
-        self.counters.averaged = int(self.average.n_averaged)
+        self.counters.averaged = self.average.count
         return State(
             copy_of(self.flow), copy_of(self.average.module), best, optimizer_tensors(self.optimizer),
             Counters(**asdict(self.counters)),
@@ -256,7 +255,7 @@ class Trainer:
     def _restore(self, state: State) -> None:
         self.flow.load_state_dict(state.weights)
         self.average.module.load_state_dict(state.average)
-        self.average.n_averaged.fill_(state.counters.averaged)
+        self.average.count = state.counters.averaged
         load_optimizer(self.optimizer, state.optimizer)
         self.counters = Counters(**asdict(state.counters))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,15 +82,21 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def ema_update(decay: float) -> Any:
-    """The update that AveragedModel applies: θ̄ ← d·θ̄ + (1 − d)·θ, with d = min(decay, (1 + n)/(10 + n)).
+class Average:
+    """A copy of a module whose parameters are a moving average of the module's: θ̄ ← d·θ̄ + (1 − d)·θ, with
+    d = min(decay, (1 + n)/(10 + n)) at the n-th update; the first one copies.
 
     The ramp keeps a short fit's average from being mostly its first weights (Tan & Le 2019's TensorFlow rule).
     """
 
-    @torch.no_grad()
-    def update(averaged: Iterable[Tensor], current: Iterable[Tensor], count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.count = copy.deepcopy(module).requires_grad_(False), decay, 0
+        self.averaged: list[Tensor] = [*self.module.parameters()]
+        self.current: list[Tensor] = [*module.parameters()]
 
-    return update
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the module's parameters as they are now into the average."""
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        torch._foreach_lerp_(self.averaged, self.current, 1 - decay)
+        self.count += 1

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import normflows
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from flowcli.flows.registry import build
-from flowcli.training.state import ema_update
+from flowcli.training.state import Average
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "glow_speed.json"
@@ -57,7 +56,7 @@ def ours(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
     flow.start(x)
     parameters = list(flow.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    average = AveragedModel(flow, multi_avg_fn=ema_update(0.999))
+    average = Average(flow, 0.999)
 
     def step() -> None:
         loss = -flow(x).mean()
@@ -65,7 +64,7 @@ def ours(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
-        average.update_parameters(flow)
+        average.update()
 
     return step, torch.no_grad()(lambda: flow.sample(case.batch))
 

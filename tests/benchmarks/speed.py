@@ -30,12 +30,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from flowcli.flows.flow import Flow
 from flowcli.flows.nets import MaskedLinear
 from flowcli.flows.registry import build
-from flowcli.training.state import ema_update
+from flowcli.training.state import Average
 from tests.benchmarks.machine import machine
 from tests.benchmarks.peers import BINS, Contender, Shape, peers
 
@@ -114,7 +113,7 @@ def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
 
         return plain
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=1e-2, fused=True)
-    average = AveragedModel(contender.module, multi_avg_fn=ema_update(0.999))
+    average = Average(contender.module, 0.999)
 
     def step() -> None:
         loss = -contender.log_prob(x).mean()
@@ -122,7 +121,7 @@ def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
-        average.update_parameters(contender.module)
+        average.update()
 
     return step
 
