@@ -36,10 +36,19 @@ class MLP(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self._units(x), self.weight, self.bias)
+
+    def around(self, start: Tensor, x: Tensor) -> Tensor:
+        """The outputs, cut into rows as long as those of ``start (m, size)`` and added to them: ``(m, n, size)``."""
+        units = self._units(x)
+        weight = self.weight.view(*start.shape, -1)
+        return torch.baddbmm((start + self.bias.view_as(start))[:, None], units.expand(len(start), -1, -1), weight.mT)
+
+    def _units(self, x: Tensor) -> Tensor:
         x = seen(x)
         for layer in self.hidden:
             x = F.silu(layer(x))
-        return F.linear(x, self.weight, self.bias)
+        return x
 
 
 class Conditioner(nn.Module, ABC):
