@@ -19,7 +19,8 @@ from flowcli.flows.linear import LU, Triangular
 from flowcli.flows.multiscale import MultiScale
 from flowcli.flows.nets import MADE, MaskedLinear
 from flowcli.flows.perceptron import Layer, perceptron, seen
-from flowcli.flows.registry import FLOWS, build
+from flowcli.flows.planar import solve
+from flowcli.flows.registry import FLOWS, SHARED, build
 from flowcli.flows.transforms import Affine, Spline
 from flowcli.recipe import FLOW_OPTIONS
 
@@ -247,6 +248,112 @@ def test_images_that_cannot_be_halved_are_refused() -> None:
 # -- parts ---------------------------------------------------------------------------------------------------------
 
 
+def planar_by_hand(u: Tensor, w: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer of one row: y = x + û·tanh(wᵀx + b), log|1 + ûᵀψ|, ψ = (1 − tanh²)·w (the paper's 10 to 12)."""
+    m = -1 + 1e-3 + torch.log(1 + torch.exp(w @ u) * (math.e ** (1 - 1e-3) - 1))
+    u = u + (m - w @ u) * w / (w @ w + 1e-12)
+    t = torch.tanh(w @ x + b[0])
+    return x + u * t, torch.log((1 + u @ ((1 - t**2) * w)).abs())
+
+
+def radial_by_hand(centre: Tensor, a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer of one row: y = x + β̂h·(x − x₀), log (1 + β̂h)^(D − 1)·(1 + β̂h + β̂h′r) (the paper's 14)."""
+    alpha = 1e-3 + torch.log(1 + torch.exp(a[0]))
+    floor = (1 - 1e-3) * alpha
+    beta = torch.log(1 + torch.exp(b[0]) * (torch.exp(floor) - 1)) - floor
+    r = (x - centre).square().sum().sqrt()
+    h = 1 / (alpha + r)
+    slope = 1 + beta * h - beta * h**2 * r
+    return x + beta * h * (x - centre), (len(x) - 1) * torch.log(1 + beta * h) + torch.log(slope)
+
+
+@pytest.mark.parametrize(("case", "layer"), [("planar", planar_by_hand), ("radial", radial_by_hand)])
+@pytest.mark.parametrize(("layers", "features", "context"), [(1, 3, 0), (5, 1, 2), (5, 3, 0), (5, 3, 2), (64, 6, 0)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+def test_a_stack_is_its_layers_one_after_the_other(
+    case: str, layer, layers: int, features: int, context: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    options = CASES[case] | {"layers": layers}
+    flow = build(features=features, context=context, base="gaussian", components=1, whiten=False, **options)
+    (stack,) = flow.bijection
+    for parameter in stack.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, c = rows(8, features, context, dtype)
+    y, log_det = stack.to(dtype)(x, c)
+    assert (y - x).abs().max() > 0.1
+
+    stack, x, c = stack.double(), x.double(), None if c is None else c.double()
+    parameters = stack.parameters_.expand(len(x), -1, -1)
+    if c is not None:
+        parameters = parameters + stack.net(c).view(len(x), layers, -1)
+    for i in range(len(x)):
+        row, total = x[i], 0
+        for numbers in parameters[i]:
+            row, one = layer(*numbers.split([features, len(numbers) - features - 1, 1]), row)
+            total = total + one
+        assert (y[i] - row).abs().max() < tolerance * (1 + row.abs().max())
+        assert (log_det[i] - total).abs() < tolerance * layers
+    if dtype == torch.float64:
+        assert (jacobian_log_det(stack, x, c) - log_det).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("case", ["planar", "radial"])
+@pytest.mark.parametrize(("context", "stacks"), [(0, [40]), (2, [SHARED, SHARED, 40 - 2 * SHARED])])
+def test_with_a_context_stacks_are_short(case: str, context: int, stacks: list[int]) -> None:
+    options = CASES[case] | {"layers": 40}
+    flow = build(features=2, context=context, base="gaussian", components=1, whiten=False, **options)
+    assert [len(stack.parameters_) for stack in flow.bijection] == stacks
+
+
+@pytest.mark.parametrize("case", ["planar", "radial"])
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("way", ["forward", "inverse"])
+def test_gradients_of_a_stack_are_those_of_finite_differences(case: str, context: int, way: str) -> None:
+    (_, stack) = random_flow(case, 3, context, spread=0.5).bijection
+    x, c = rows(4, 3, context)
+    parameters = list(stack.parameters())
+    run = getattr(stack, way)
+    assert torch.autograd.gradcheck(lambda x, *_: run(x, c), (x.requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize("case", ["planar", "radial"])
+@pytest.mark.parametrize("context", [0, 2])
+def test_a_stack_of_no_rows_and_of_one(case: str, context: int) -> None:
+    flow = random_flow(case, 3, context).bijection
+    x, c = rows(2, 3, context)
+    for run in (flow, flow.inverse):
+        whole = run(x, c)
+        for n in (0, 1):
+            for some, all_ in zip(run(x[:n], None if c is None else c[:n]), whole, strict=True):
+                assert some.shape == all_[:n].shape
+                assert torch.allclose(some, all_[:n], atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["forward", "inverse"])
+def test_a_row_at_a_centre_has_gradients(way: str) -> None:
+    (_, stack) = random_flow("radial", 3).bijection
+    x = stack.parameters_[0 if way == "forward" else -1, :3].detach().clone()[None].requires_grad_()
+    y, log_det = getattr(stack, way)(x)
+    (y.sum() + log_det.sum()).backward()
+    assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(stack.parameters_.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("m", [-0.999, -0.9, -0.1, 0.0, 0.5, 10.0, 1e3, 1e5, 1e8])
+def test_newton_finds_the_root_in_few_steps(m: float, dtype: torch.dtype) -> None:
+    near, far = torch.linspace(-5, 5, 2001, dtype=dtype), torch.logspace(-12, 7, 1000, dtype=dtype)
+    c = torch.cat([near, far, -far, m * torch.linspace(0.9, 1.1, 1001, dtype=dtype)])
+    s = solve(torch.tensor(m, dtype=dtype), c, max_steps=25).double()
+    m_, c_ = torch.tensor(m, dtype=dtype).double(), c.double()
+    residual, slope = s + m_ * torch.tanh(s) - c_, 1 + m_ / torch.cosh(s).square()
+    # As near as the rounding of c and of s itself lets it be.
+    assert (residual.abs() <= 30 * torch.finfo(dtype).eps * (slope * (1 + s.abs()) + c_.abs())).all()
+    alone = torch.cat([solve(torch.tensor(m, dtype=dtype), one) for one in c[::100].split(1)])
+    assert (alone - s[::100]).abs().max() < 30 * torch.finfo(dtype).eps * (1 + s.abs().max())
+
+
 @pytest.mark.parametrize("case", ["planar", "radial"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e-3, 1.0, 200.0])
@@ -257,13 +364,13 @@ def test_planar_and_radial_are_finite_at_extreme_parameters(
     features = 4
     flow = build(features=features, base="gaussian", components=1, whiten=False, **CASES[case])
     x, _ = rows(64, features, 0, dtype)
-    for layer in flow.bijection:
-        with torch.no_grad():
-            layer.parameters_.uniform_(-1, 1)
-            layer.parameters_[features:].mul_(sign * size)  # w and b, or raw α and β
-            layer.parameters_[:features].mul_(200)  # u, or the centre
-            if case == "planar" and size == 200:
-                layer.parameters_[:features] = -sign * 200 * layer.parameters_[features:-1].sign()  # wᵀu = −160,000
+    (stack,) = flow.bijection
+    with torch.no_grad():
+        parameters = stack.parameters_.uniform_(-1, 1)
+        parameters[:, features:].mul_(sign * size)  # w and b, or raw α and β
+        parameters[:, :features].mul_(200)  # u, or the centre
+        if case == "planar" and size == 200:
+            parameters[:, :features] = -sign * 200 * parameters[:, features:-1].sign()  # wᵀu = ∓200·‖w‖₁
     flow = flow.to(dtype)
     for run in (flow.bijection, flow.bijection.inverse):
         x_ = x.clone().requires_grad_()
@@ -275,7 +382,10 @@ def test_planar_and_radial_are_finite_at_extreme_parameters(
         assert torch.isfinite(x_.grad).all()
     if dtype == torch.float64 and size <= 1:
         # One layer at a time: each may contract by its δ = 1e-3, and rounding grows by 1/δ on the way back.
-        for layer in flow.bijection:
+        one = build(features=features, base="gaussian", components=1, whiten=False, **(CASES[case] | {"layers": 1}))
+        (layer,) = one.double().bijection
+        for row in stack.parameters_:
+            layer.load_state_dict({"parameters_": row[None]})
             assert (layer.inverse(layer(x)[0])[0] - x).abs().max() < 1e-8
 
 

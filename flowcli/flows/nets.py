@@ -31,6 +31,10 @@ class MLP(nn.Module):
         hidden = [Layer(layer.weight, layer.bias) for layer in self.hidden if isinstance(layer, nn.Linear)]
         return perceptron(x, [*hidden, Layer(self.weight, self.bias)])
 
+    def around(self, start: Tensor, x: Tensor) -> Tensor:
+        """The outputs, cut into rows as long as those of ``start (m, size)`` and added to them: ``(m, n, size)``."""
+        return (self(x).unflatten(1, start.shape) + start).transpose(0, 1).contiguous()
+
 
 class Conditioner(nn.Module, ABC):
     """What gives a coupling its parameters ``(n, changed, …, count)`` from what it keeps ``(n, kept, …)``."""

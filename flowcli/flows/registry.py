@@ -20,16 +20,25 @@ from flowcli.flows.radial import Radial
 from flowcli.flows.transforms import Affine, Spline, Transform
 
 Shape = tuple[int, int, int]  # channels, height, width
+SHARED = 16  # planar or radial layers that share a network
 
 
 def planar(features: int, context: int, *, layers: int, hidden: Sequence[int]) -> list[Bijection]:
-    """A stack of planar layers; ``hidden`` is the width of the network that a context needs."""
-    return [Planar(features, context, hidden) for _ in range(layers)]
+    """A stack of planar layers; ``hidden`` is the width of the networks that a context needs."""
+    return [Planar(features, some, context, hidden) for some in _stacks(layers, context)]
 
 
 def radial(features: int, context: int, *, layers: int, hidden: Sequence[int]) -> list[Bijection]:
-    """A stack of radial layers; ``hidden`` is the width of the network that a context needs."""
-    return [Radial(features, context, hidden) for _ in range(layers)]
+    """A stack of radial layers; ``hidden`` is the width of the networks that a context needs."""
+    return [Radial(features, some, context, hidden) for some in _stacks(layers, context)]
+
+
+def _stacks(layers: int, context: int) -> list[int]:
+    """How many layers each stack has: all, or ``SHARED`` where a context gives every row its own parameters.
+
+    A stack holds those of all its layers at once, and memory must not grow with the layers of a recipe.
+    """
+    return [min(SHARED, layers - i) for i in range(0, layers, SHARED)] if context else [layers]
 
 
 def realnvp(
