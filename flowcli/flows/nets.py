@@ -33,7 +33,8 @@ class MLP(nn.Module):
 
     def around(self, start: Tensor, x: Tensor) -> Tensor:
         """The outputs, cut into rows as long as those of ``start (m, size)`` and added to them: ``(m, n, size)``."""
-        return (self(x).unflatten(1, start.shape) + start).transpose(0, 1).contiguous()
+        rows: Tensor = self(x).unflatten(1, start.shape) + start
+        return rows.transpose(0, 1).contiguous()
 
 
 class Conditioner(nn.Module, ABC):
@@ -54,7 +55,8 @@ class RowNet(Conditioner):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         parameters: Tensor = self.net(x if context is None else torch.cat([x, context], 1))
-        return parameters.unflatten(1, self.shape)
+        shaped: Tensor = parameters.unflatten(1, self.shape)
+        return shaped
 
 
 class ConvNet(Conditioner):
@@ -219,7 +221,8 @@ class MADE(MaskedMLP):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parameters ``(n, features, outputs)`` from rows ``(n, features)``."""
-        return super().forward(x, context).unflatten(1, self.shape)
+        parameters: Tensor = super().forward(x, context).unflatten(1, self.shape)
+        return parameters
 
 
 class Walk:
