@@ -67,12 +67,19 @@ def _zuko(shape: Shape) -> Contender | None:
     )
 
 
+class _WithoutContext(nflows.nn.nets.MLP):
+    """nflows' couplings hand a context to their networks, which its own MLP does not take."""
+
+    def forward(self, inputs: Tensor, context: None = None) -> Tensor:
+        return super().forward(inputs)
+
+
 def _nflows(shape: Shape) -> Contender | None:
     d, h = shape.features, shape.hidden
     box = {"num_bins": BINS, "tails": "linear", "tail_bound": BOX}
 
     def mlp(inputs: int, outputs: int) -> nn.Module:
-        return nflows.nn.nets.MLP((inputs,), (outputs,), [h, h], activation=nn.functional.relu)
+        return _WithoutContext((inputs,), (outputs,), [h, h], activation=nn.functional.relu)
 
     layers: list[nn.Module] = []
     for i in range(shape.layers):
