@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from flowcli.flows.flow import Flow
 from flowcli.flows.levels import Cells
 from flowcli.flows.nets import ConvNet
 from flowcli.flows.registry import IMAGE_FLOWS, build
+from flowcli.ordered import in_order
 from flowcli.recipe import Recipe, from_dict
 
 if TYPE_CHECKING:
@@ -126,6 +128,11 @@ class Model:
         """Places in each cell that densities are averaged over, by the recipe."""
         asked = self.recipe.score.dequantization_samples
         return self.codec.points if asked == "auto" else asked
+
+    @property
+    def threads(self) -> int:
+        """How many batches are worth computing at once: as many as torch has threads; one, where a device does it."""
+        return torch.get_num_threads() if self.flow.base.anchor.device.type == "cpu" else 1
 
     # -- density -------------------------------------------------------------------------------------------------
 
@@ -328,27 +335,29 @@ class Model:
         self, n: int, table: pa.Table | None, context: Tensor | None, seed: int, temperature: float, schema: pa.Schema
     ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
-        like = self.flow.base.anchor
+        like, base = self.flow.base.anchor, copy.deepcopy(self.flow.base).cpu()
         size = rows_at_once(self.codec)  # rows that share a seed
-        for part in range(-(-total // size)):
+
+        @torch.no_grad()
+        def drawn(part: int) -> pa.RecordBatch:
             start, stop = part * size, min((part + 1) * size, total)
             state = np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0]
-            with torch.no_grad():
-                generator = torch.Generator().manual_seed(int(state) >> 1)
-                z = self.flow.base.cpu().sample(size, generator, temperature)[: stop - start]
-                self.flow.base.to(like.device)
-                rows = torch.arange(start, stop) // n
-                drawn = self.decoded(z.to(like.device), None if context is None else context[rows].to(like))
+            generator = torch.Generator().manual_seed(int(state) >> 1)
+            z = base.sample(size, generator, temperature)[: stop - start]
+            rows = torch.arange(start, stop) // n
+            new = self.decoded(z.to(like.device), None if context is None else context[rows].to(like))
             arrays = (
                 {}
                 if table is None
                 else {c.name: table.column(c.name).take(pa.array(rows.numpy())) for c in self.codec.given}
             )
-            arrays |= dict(zip(drawn.schema.names, drawn.columns, strict=True))
+            arrays |= dict(zip(new.schema.names, new.columns, strict=True))
             lists = schema.names[len(arrays) :]
-            for name, part in zip(lists, z.double().split(self.flow.latent_sizes, 1) if lists else [], strict=True):
-                arrays[name] = pa.FixedSizeListArray.from_arrays(part.reshape(-1).numpy(), part.shape[1])
-            yield pa.Table.from_pydict(arrays).cast(schema).combine_chunks().to_batches()[0]
+            for name, scale in zip(lists, z.double().split(self.flow.latent_sizes, 1) if lists else [], strict=True):
+                arrays[name] = pa.FixedSizeListArray.from_arrays(scale.reshape(-1).numpy(), scale.shape[1])
+            return pa.Table.from_pydict(arrays).cast(schema).combine_chunks().to_batches()[0]
+
+        return in_order(drawn, range(-(-total // size)), self.threads)
 
     @torch.no_grad()
     def decoded(self, z: Tensor, context: Tensor | None = None) -> pa.Table:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
@@ -308,6 +309,34 @@ def test_a_signal_saves_and_resume_ends_as_if_nothing_had_been(folder: Path, num
         *options[:2], "t.jsonl", *options[3:], "-s", "data.validation=0.2", "-o", broken, "--resume", cwd=folder
     )
     assert "data.validation was 0.1 and is 0.2" in data.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["score run big.parquet", "sample run -n 100000000"])
+def test_a_signal_ends_scoring_and_drawing_at_once(folder: Path, command: str, number: int, code: int) -> None:
+    big = pa.table({"x": np.linspace(0, 1, 10**6), "k": np.ones(10**6, int), "site": pa.repeat("a", 10**6)})
+    pq.write_table(pa.concat_tables([big] * 3), folder / "big.parquet")
+    out = folder / f"out-{code}"
+    out.mkdir(exist_ok=True)
+    (out / "t.parquet").write_text("precious")
+    with subprocess.Popen(
+        [sys.executable, "-m", "flowcli", *command.split(), "-o", f"{out.name}/t.parquet", "--force"],
+        cwd=folder,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "2"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob(".*.part")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert [p.name for p in out.iterdir()] == ["t.parquet"]
+    assert (out / "t.parquet").read_text() == "precious"
 
 
 def test_max_time_ends_in_good_order(folder: Path) -> None:

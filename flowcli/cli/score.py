@@ -75,6 +75,7 @@ def score(
     if len(asked) > 1:
         raise UsageError(f"{' and '.join(asked)}: give one of them.")
 
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -85,7 +86,9 @@ def score(
     from flowcli.data.sink import check_output, open_sink, output_format
     from flowcli.data.source import spelled
     from flowcli.errors import DataError
-    from flowcli.scoring import Level, score_batch
+    from flowcli.model import rows_at_once
+    from flowcli.ordered import in_order
+    from flowcli.scoring import Level, Scorer
 
     check_format(format)
     check_output(output, format, force)
@@ -97,30 +100,38 @@ def score(
     wanted = [name.strip() for names in keep for name in names.split(",")]
     text = output_format(output, format) in ("csv", "tsv", "jsonl")
 
-    def scored() -> Iterator[pa.RecordBatch]:
-        row = 0
-        for file, batch in read_source(data, fitted, format).batches():
-            columns = {
-                "row_id": pa.array(range(row, row + batch.num_rows), pa.int64()),
-                "source": batch.column(FILE) if pictures else pa.array([spelled(file)] * batch.num_rows, pa.string()),
-            }
-            row += batch.num_rows
-            for name in (n for n in batch.schema.names if n not in own) if keep_all else wanted:
-                if name not in batch.schema.names:
-                    raise DataError(f"--keep: the data has no column '{name}'.")
-                if name in ("row_id", "source"):
-                    raise UsageError(f"--keep: '{name}' is also the name of a score column; rename it.")
-                if text and holds_images(batch.column(name).type):
-                    raise UsageError(f"--keep: '{name}' holds files or arrays; those go to parquet or Arrow.")
-                columns[name] = batch.column(name)
-            result = score_batch(fitted, batch, level, method, dequantization_samples, explain)
-            clash = set(columns) & set(result.schema.names)
-            if clash:
-                raise UsageError(f"--keep: '{sorted(clash)[0]}' is also the name of a score column; rename it.")
-            columns |= dict(zip(result.schema.names, result.columns, strict=True))
-            yield pa.RecordBatch.from_pydict(columns)
+    scorer = Scorer(fitted, level, method, dequantization_samples, explain)
 
-    batches = _in_one_schema(scored())
+    def parts() -> Iterator[tuple[int, str, pa.RecordBatch]]:
+        """What goes through the flow at once: the number of its first row, its file, and its rows."""
+        row, size = 0, rows_at_once(fitted.codec)
+        for file, batch in read_source(data, fitted, format).batches():
+            for start in range(0, batch.num_rows, size):
+                yield row + start, spelled(file), batch.slice(start, size)
+            row += batch.num_rows
+
+    def scored(part: tuple[int, str, pa.RecordBatch]) -> pa.RecordBatch:
+        row, file, batch = part
+        columns = {
+            "row_id": pa.array(np.arange(row, row + batch.num_rows)),
+            "source": batch.column(FILE) if pictures else pa.repeat(file, batch.num_rows),
+        }
+        for name in (n for n in batch.schema.names if n not in own) if keep_all else wanted:
+            if name not in batch.schema.names:
+                raise DataError(f"--keep: the data has no column '{name}'.")
+            if name in ("row_id", "source"):
+                raise UsageError(f"--keep: '{name}' is also the name of a score column; rename it.")
+            if text and holds_images(batch.column(name).type):
+                raise UsageError(f"--keep: '{name}' holds files or arrays; those go to parquet or Arrow.")
+            columns[name] = batch.column(name)
+        result = scorer(batch)
+        clash = set(columns) & set(result.schema.names)
+        if clash:
+            raise UsageError(f"--keep: '{sorted(clash)[0]}' is also the name of a score column; rename it.")
+        columns |= dict(zip(result.schema.names, result.columns, strict=True))
+        return pa.RecordBatch.from_pydict(columns)
+
+    batches = _in_one_schema(in_order(scored, parts(), fitted.threads))
     if fdr is not None:
         batches = _discoveries(batches, fdr)
     first = next(batches, None)

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
-from flowcli.data.source import FORMATS, format_of
+from flowcli.data.source import BATCH_ROWS, FORMATS, format_of
 from flowcli.data.whole import whole_file, writing
 from flowcli.errors import DataError, UsageError
 
@@ -109,8 +109,38 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+class _Parquet:
+    """Row groups of ``BATCH_ROWS`` rows or a little more, however few come at a time."""
+
+    def __init__(self, stream: IO[bytes], schema: pa.Schema) -> None:
+        # Dictionaries are for what repeats: building one of real numbers takes longer than all other writing.
+        repeating = [field.name for field in schema if not pa.types.is_floating(field.type)]
+        self.writer = pa.parquet.ParquetWriter(stream, schema, use_dictionary=repeating)
+        self.waiting: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> _Parquet:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self.writer.close()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self.waiting.append(batch)
+        if sum(map(len, self.waiting)) >= BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.waiting:
+            self.writer.write_table(pa.Table.from_batches(self.waiting))
+            self.waiting.clear()
+
+
 _WRITERS: dict[str, Callable[[Any, pa.Schema], Any]] = {
-    "parquet": pa.parquet.ParquetWriter,
+    "parquet": _Parquet,
     "csv": pa.csv.CSVWriter,
     "tsv": lambda stream, schema: pa.csv.CSVWriter(stream, schema, write_options=pa.csv.WriteOptions(delimiter="\t")),
     "jsonl": _JsonLines,

@@ -2,9 +2,9 @@
 
 from flowcli.scoring.copies import Copies, copies, draw_like, new_rows, train_rows
 from flowcli.scoring.evaluate import Evaluation, evaluate
-from flowcli.scoring.score import FalseDiscoveries, Level, p_values, score_batch
+from flowcli.scoring.score import FalseDiscoveries, Level, Scorer, p_values, score_batch
 
 __all__ = [
-    "Copies", "Evaluation", "FalseDiscoveries", "Level", "copies", "draw_like", "evaluate", "new_rows", "p_values",
-    "score_batch", "train_rows",
+    "Copies", "Evaluation", "FalseDiscoveries", "Level", "Scorer", "copies", "draw_like", "evaluate", "new_rows",
+    "p_values", "score_batch", "train_rows",
 ]  # fmt: skip

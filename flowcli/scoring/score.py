@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -49,14 +50,16 @@ class Level:
 
 
 def p_values(score: NDArray[np.float64], held_out: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Conformal p-values ``(n,)``: (1 + #{held-out scores ≥ score}) / (1 + #held-out).
+    """Conformal p-values ``(n,)``: (1 + #{held-out scores ≥ score}) / (1 + #held-out); ``held_out`` ascends.
 
     Uniform on rows like the training rows, whatever the flow (Vovk et al. 2005; Bates et al. 2023, equation 2).
     """
     # A score of +∞ ties with the held-out rows that have none either, which a file keeps as the largest number.
     finite = np.minimum(score, np.finfo(np.float64).max)
-    at_least = len(held_out) - np.searchsorted(np.sort(held_out), finite, side="left")
-    return np.asarray((1 + at_least) / (1 + len(held_out)), np.float64)
+    order = np.argsort(finite)  # scores near one another are looked up together, in what the cache has of the others
+    less = np.empty(len(finite), np.int64)
+    less[order] = np.searchsorted(held_out, finite[order], side="left")
+    return np.asarray((1 + len(held_out) - less) / (1 + len(held_out)), np.float64)
 
 
 class FalseDiscoveries:
@@ -91,6 +94,65 @@ def final_status(rows: Rows, log_prob: NDArray[np.float64]) -> NDArray[np.int8]:
     return np.where(np.isneginf(log_prob) & (rows.status <= NONFINITE), np.int8(NONFINITE), rows.status)
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """Gives a batch its score columns; see :func:`score_batch`. It may be called in several threads at once."""
+
+    model: Model
+    level: Level = Level()
+    method: MethodName | None = None
+    samples: int | None = None
+    explain: int = 0
+
+    @cached_property
+    def held_out(self) -> NDArray[np.float64]:
+        """The held-out rows' scores, ascending."""
+        return np.sort(methods.score(self.model.calibration.numpy(), self.model, self.method))
+
+    def __call__(self, batch: pa.RecordBatch | pa.Table) -> pa.RecordBatch:
+        """One row for each of the batch's rows, in order."""
+        model, level = self.model, self.level
+        comparable = self.samples in (None, model.points) or not model.codec.dequantised
+        if level.alpha is not None and not comparable:
+            raise UsageError(
+                f"p-values compare with held-out rows that were scored with {model.points} samples in each cell, not "
+                f"{self.samples}; for others, fit with score.dequantization_samples={self.samples}."
+            )
+        rows = model.codec.read(batch)
+        density = model.density(rows, samples=self.samples)
+        log_prob, score = density.log_prob, methods.score(methods.of_density(model, rows, density), model, self.method)
+        missing = rows.lost
+        status = final_status(rows, log_prob)
+        p_value = p_values(score, self.held_out)
+        columns = {
+            "log_prob": pa.array(log_prob, mask=missing),
+            "score": pa.array(score, mask=missing),
+            "p_value": pa.array(p_value, mask=missing | (not comparable)),
+            "status": pa.array(NAMES).take(pa.array(status)),
+            "log_prob_error": pa.array(density.error, mask=missing | ~rows.holes),
+        }
+        if isinstance(model.codec, ImageCodec):
+            del columns["log_prob_error"]
+            columns["bits_per_dim"] = pa.array(-log_prob / (math.log(2) * model.codec.features), mask=missing)
+        if level:
+            columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)
+        fields = [f for f in SCORE_FIELDS if f.name in columns]
+        if self.explain:
+            odd = np.flatnonzero(level.flags(score, p_value) & ~missing) if level else np.arange(len(rows))
+            why = reasons(
+                model, batch.take(pa.array(odd)), rows.take(torch.from_numpy(odd)), density.complete[odd], self.explain
+            )
+            place = np.zeros(len(rows), np.int64)
+            place[odd] = np.arange(len(odd))
+            fields += reason_fields(self.explain)
+            unexplained = np.isin(np.arange(len(rows)), odd, invert=True)
+            columns |= {
+                name: why.column(name).combine_chunks().take(pa.array(place, mask=unexplained))
+                for name in why.column_names
+            }
+        return pa.RecordBatch.from_arrays([columns[f.name] for f in fields], schema=pa.schema(fields))
+
+
 def score_batch(
     model: Model,
     batch: pa.RecordBatch | pa.Table,
@@ -111,42 +173,4 @@ def score_batch(
 
     Raises DataError when columns are missing or of another type, UsageError for ``alpha`` where there are no p-values.
     """
-    level = level or Level()
-    comparable = samples in (None, model.points) or not model.codec.dequantised
-    if level.alpha is not None and not comparable:
-        raise UsageError(
-            f"p-values compare with held-out rows that were scored with {model.points} samples in each cell, not "
-            f"{samples}; for others, fit with score.dequantization_samples={samples}."
-        )
-    rows = model.codec.read(batch)
-    density = model.density(rows, samples=samples)
-    log_prob, score = density.log_prob, methods.score(methods.of_density(model, rows, density), model, method)
-    missing = rows.lost
-    status = final_status(rows, log_prob)
-    p_value = p_values(score, methods.score(model.calibration.numpy(), model, method))
-    columns = {
-        "log_prob": pa.array(log_prob, mask=missing),
-        "score": pa.array(score, mask=missing),
-        "p_value": pa.array(p_value, mask=missing | (not comparable)),
-        "status": pa.array(np.array(NAMES)[status], pa.string()),
-        "log_prob_error": pa.array(density.error, mask=missing | ~rows.holes),
-    }
-    if isinstance(model.codec, ImageCodec):
-        del columns["log_prob_error"]
-        columns["bits_per_dim"] = pa.array(-log_prob / (math.log(2) * model.codec.features), mask=missing)
-    if level:
-        columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)
-    fields = [f for f in SCORE_FIELDS if f.name in columns]
-    if explain:
-        odd = np.flatnonzero(level.flags(score, p_value) & ~missing) if level else np.arange(len(rows))
-        why = reasons(
-            model, batch.take(pa.array(odd)), rows.take(torch.from_numpy(odd)), density.complete[odd], explain
-        )
-        place = np.zeros(len(rows), np.int64)
-        place[odd] = np.arange(len(odd))
-        fields += reason_fields(explain)
-        unexplained = np.isin(np.arange(len(rows)), odd, invert=True)
-        columns |= {
-            name: why.column(name).combine_chunks().take(pa.array(place, mask=unexplained)) for name in why.column_names
-        }
-    return pa.RecordBatch.from_arrays([columns[f.name] for f in fields], schema=pa.schema(fields))
+    return Scorer(model, level or Level(), method, samples, explain)(batch)
