@@ -18,7 +18,7 @@ from flowcli.flows.flow import Flow
 from flowcli.flows.linear import LU, Triangular
 from flowcli.flows.multiscale import MultiScale
 from flowcli.flows.nets import MADE, MaskedLinear
-from flowcli.flows.perceptron import Layer, perceptron, seen
+from flowcli.flows.perceptron import Layer, perceptron, product, seen
 from flowcli.flows.planar import solve
 from flowcli.flows.registry import FLOWS, SHARED, build
 from flowcli.flows.transforms import Affine, Spline
@@ -419,16 +419,36 @@ def test_outputs_see_only_earlier_columns(features: int, hidden: list[int], cont
         assert all(jacobian[i, i - 1] != 0 for i in range(1, features))
 
 
-def test_large_products_are_those_of_the_whole_matrix() -> None:
-    net = MADE(20, 2, [300, 520], 9).double()
-    x, _ = rows(7, 22, 0)
-    assert [len(layer.stairs) for layer in net.layers] == [1, 8, 2]  # the first has too few inputs
+@pytest.mark.parametrize("shape", [(600, 70, 90), (600, 300, 5), (4, 3, 2), (600, 5, 300), (90, 600, 70), (0, 70, 90)])
+@pytest.mark.parametrize("laid", ["rows", "columns", "every second"])
+@pytest.mark.parametrize("bent", [True, False])
+def test_products_of_any_size_and_layout(shape: tuple[int, int, int], laid: str, bent: bool) -> None:
+    n, k, m = shape
+    torch.manual_seed(0)
+    b, bias = torch.randn(m, k), torch.randn(m)
+    a = {"rows": torch.randn(n, k), "columns": torch.randn(k, n).T, "every second": torch.randn(n, 2 * k)[:, ::2]}[laid]
+    exact = a.double() @ b.double().T
+    for found, expected in ((product(a, b), exact), (product(a, b, bias, bent), exact + bias)):
+        wanted = F.silu(expected) if bent and expected is not exact else expected
+        assert found.shape == (n, m)
+        assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_large_network_in_float32_is_that_in_float64() -> None:
+    net = MADE(20, 2, [300, 520], 9)
     for layer in net.layers:
         torch.nn.init.normal_(layer.weight, std=0.1)
         layer.remask()
-        for stair in layer.stairs:
-            assert not layer.mask[stair.rows, stair.inputs :].any()
-    assert_written_out(x, [layer.layer() for layer in net.layers])
+    x, c = rows(256, 20, 2, torch.float32)
+    g = torch.randn(256, 20, 9)
+    found = [net(x, c), *torch.autograd.grad(net(x, c), list(net.parameters()), g)]
+    net.double()
+    expected = [
+        net(x.double(), c.double()),
+        *torch.autograd.grad(net(x.double(), c.double()), list(net.parameters()), g.double()),
+    ]
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
 def assert_written_out(x: Tensor, layers: list[Layer]) -> None:

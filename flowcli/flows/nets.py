@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcli.flows.perceptron import Layer, Stair, masked, perceptron, seen
+from flowcli.flows.perceptron import Layer, masked, perceptron, seen
 
 
 class MLP(nn.Module):
@@ -106,17 +107,16 @@ class MaskedLinear(nn.Module):
     """W x + b where W keeps only the connections from a lower to a higher (or equal) degree.
 
     The weight starts masked and only its gradient is masked afterwards, so it stays masked under any elementwise
-    optimizer. As degrees are sorted, W is block lower-triangular; where it is large, its products are taken in stairs.
+    optimizer.
     """
-
-    STAIR = 64  # units of a stair, at least
 
     mask: Tensor
 
     def __init__(self, in_degrees: Sequence[int], out_degrees: Sequence[int], zero: bool = False) -> None:
         super().__init__()
-        mask = torch.tensor(out_degrees)[:, None] >= torch.tensor(in_degrees)[None, :]
-        weight = torch.zeros(mask.shape)
+        weight = torch.zeros(len(out_degrees), len(in_degrees))
+        # By numpy: comparing tensors on the meta device, as a model file's check does, would import torch's compiler.
+        mask = torch.from_numpy(np.greater_equal.outer(out_degrees, in_degrees)).to(weight.device)
         if not zero:
             # Kaiming's bound with each unit's own number of live inputs.
             fan_in = mask.sum(1, keepdim=True).clamp(min=1)
@@ -126,11 +126,6 @@ class MaskedLinear(nn.Module):
         self.bias = nn.Parameter(-(weight * torch.randn(weight.shape)).sum(1))
         self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.remask())  # type: ignore[no-untyped-call]
-        large = min(len(in_degrees), len(out_degrees)) >= 2 * self.STAIR
-        count = len(out_degrees) // self.STAIR if large else 1
-        edges = [len(out_degrees) * i // count for i in range(count + 1)]
-        visible = [bisect.bisect_right(in_degrees, degree) for degree in (out_degrees[stop - 1] for stop in edges[1:])]
-        self.stairs = [Stair(slice(a, b), seen) for (a, b), seen in zip(pairwise(edges), visible, strict=True)]
 
     @torch.no_grad()
     def remask(self) -> None:
@@ -139,7 +134,7 @@ class MaskedLinear(nn.Module):
 
     def layer(self) -> Layer:
         """What a network computes with."""
-        return Layer(self.weight, self.bias, self.mask, self.stairs)
+        return Layer(self.weight, self.bias, self.mask)
 
 
 class _Known:

@@ -1,7 +1,7 @@
 """Networks of rows with their gradient written out: what conditioners, masked or not, spend their time in.
 
-Small networks are bound by how many operations they are, large ones by products with weights that are zero. So a whole
-network is one node for autograd, and large masked weights are multiplied in stairs.
+Small networks are bound by how many operations they are, so a whole network is one node for autograd. Large ones are
+bound by their products, which go to the faster of the libraries that torch has.
 """
 
 from __future__ import annotations
@@ -15,23 +15,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
-
-
-class Stair(NamedTuple):
-    """Units ``rows`` of a layer, which see the first ``inputs`` of what comes in and no others."""
-
-    rows: slice
-    inputs: int
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+SMALL, THIN = 1 << 21, 32  # products, and numbers along a side, that oneDNN needs to be the faster
+NARROW = 64  # columns below which a result is computed transposed
 
 
 class Layer(NamedTuple):
-    """W x + b. With a ``mask``, W is zero where it is, and so is its gradient; with ``stairs``, in parts that do not
-    overlap and leave out most of these zeros."""
+    """W x + b. With a ``mask``, W is zero where it is, and so is its gradient."""
 
     weight: Tensor
     bias: Tensor
     mask: Tensor | None = None
-    stairs: Sequence[Stair] = ()
 
 
 def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -42,9 +36,10 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
         parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
         out: Tensor = _Perceptron.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
         return out
-    for i, layer in enumerate(layers):
-        x = _product(F.silu(x, inplace=True) if i else _seen(x)[0], layer)
-    return x
+    x, _ = _seen(x)
+    for layer in layers[:-1]:
+        x = product(x, layer.weight, layer.bias, bent=True)
+    return product(x, layers[-1].weight, layers[-1].bias)
 
 
 def seen(x: Tensor) -> Tensor:
@@ -64,7 +59,7 @@ def masked(weight: Tensor, mask: Tensor) -> Tensor:
 
 def _plain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The same, as autograd sees it: slower, and the meaning of the rest."""
-    for i, (weight, bias, mask, _) in enumerate(layers):
+    for i, (weight, bias, mask) in enumerate(layers):
         x = F.linear(F.silu(x) if i else seen(x), weight if mask is None else masked(weight, mask), bias)
     return x
 
@@ -80,39 +75,30 @@ def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.copysign((a / (r + 1)).mul_(a).add_(a).log1p_().mul_(SEEN), x), r.reciprocal_()
 
 
-NARROW = 64  # columns below which a matrix is computed transposed: products are written in long rows then
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, bent: bool = False) -> Tensor:
+    """a bᵀ + bias of ``(n, k)`` and ``(m, k)``; ``bent``, its SiLU.
 
-
-def _product(x: Tensor, layer: Layer) -> Tensor:
-    if len(layer.stairs) < 2:
-        if len(layer.weight) < NARROW:
-            return torch.addmm(layer.bias[:, None], layer.weight, x.T).T
-        return torch.addmm(layer.bias, x, layer.weight.T)
-    y = x.new_empty(len(x), len(layer.weight))
-    for rows, inputs in layer.stairs:
-        torch.addmm(layer.bias[rows], x[:, :inputs], layer.weight[rows, :inputs].T, out=y[:, rows])
-    return y
-
-
-def _weight_gradient(x: Tensor, grad: Tensor, layer: Layer) -> Tensor:
-    if len(layer.stairs) < 2:
-        found = (x.T @ grad).T.contiguous() if x.shape[1] < NARROW else grad.T @ x
+    oneDNN, which torch itself does not ask for float32 matrices, takes 0.4 to 1 times as long as MKL on processors that
+    are not Intel's, unless a matrix is small or thin. Otherwise, results of few columns are computed transposed: they
+    are written in long rows then.
+    """
+    (n, k), m = a.shape, len(b)
+    work = n * m * k
+    if (
+        ONEDNN
+        and work >= (SMALL if a.is_contiguous() else 8 * SMALL)  # a transposed one is copied first
+        and min(n, m, k) >= THIN
+        and a.dtype == torch.float32
+        and a.device.type == "cpu"
+        and all(part.is_contiguous() or part.T.is_contiguous() for part in (a, b))
+    ):
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "swish" if bent else "none", [], "")
+        return found
+    if m < NARROW:
+        found = (b @ a.T if bias is None else torch.addmm(bias[:, None], b, a.T)).T
     else:
-        found = torch.zeros_like(layer.weight)
-        for rows, inputs in layer.stairs:
-            torch.mm(grad[:, rows].T, x[:, :inputs], out=found[rows, :inputs])
-    return found if layer.mask is None else found.mul_(layer.mask)
-
-
-def _input_gradient(grad: Tensor, layer: Layer) -> Tensor:
-    if len(layer.stairs) < 2:
-        return (layer.weight.T @ grad.T).T if layer.weight.shape[1] < NARROW else grad @ layer.weight
-    found, before = grad.new_zeros(len(grad), layer.weight.shape[1]), 0
-    for rows, inputs in layer.stairs:
-        if inputs > before:  # those that this stair is the first to see
-            torch.mm(grad[:, rows.start :], layer.weight[rows.start :, before:inputs], out=found[:, before:inputs])
-        before = inputs
-    return found
+        found = a @ b.T if bias is None else torch.addmm(bias, a, b.T)
+    return F.silu(found, inplace=True) if bent else found
 
 
 class _Perceptron(torch.autograd.Function):
@@ -128,27 +114,27 @@ class _Perceptron(torch.autograd.Function):
                 x, slope = _seen(x)
                 before.append(slope)
             inputs.append(x)
-            x = _product(x, layer)
+            x = product(x, layer.weight, layer.bias)
         ctx.save_for_backward(*before, *inputs, *parameters)
-        ctx.layers = [(layer.mask, layer.stairs) for layer in layers]
+        ctx.masks = [layer.mask for layer in layers]
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.layers)
+        count = len(ctx.masks)
         before, inputs, parameters = (
             ctx.saved_tensors[a:b] for a, b in ((0, count), (count, 2 * count), (2 * count, None))
         )
         found: list[Tensor | None] = []
         for i in reversed(range(count)):
-            layer = Layer(parameters[2 * i], parameters[2 * i + 1], *ctx.layers[i])
-            found += [grad.sum(0), _weight_gradient(inputs[i], grad, layer)]
-            if i:
-                grad = torch.ops.aten.silu_backward(_input_gradient(grad, layer), before[i])
-            elif ctx.needs_input_grad[0]:
-                return (_input_gradient(grad, layer).mul_(before[0]), None, *reversed(found))
-        return (None, None, *reversed(found))
+            slope = product(grad.T, inputs[i].T).contiguous()
+            found += [grad.sum(0), slope if ctx.masks[i] is None else slope.mul_(ctx.masks[i])]
+            if i == 0 and not ctx.needs_input_grad[0]:
+                return (None, None, *reversed(found))
+            grad = product(grad, parameters[2 * i].T)
+            grad = torch.ops.aten.silu_backward(grad, before[i]) if i else grad.mul_(before[0])
+        return (grad, None, *reversed(found))
 
 
 class _MaskGradient(torch.autograd.Function):
