@@ -16,11 +16,8 @@ from flowcli.flows.multiscale import MultiScale
 class Flow(nn.Module):
     """log p(x | c) = log p_base(f(x, c)) + log|det ∂f/∂x|, with f the layers from data to latent.
 
-    Works on rows ``(n, features)`` and contexts ``(n, context)`` in float32 or float64. Without gradients, a CPU takes
-    ``AT_ONCE`` rows through all layers before the next: what lies between layers then stays in its cache.
+    Works on rows ``(n, features)`` and contexts ``(n, context)`` in float32 or float64.
     """
-
-    AT_ONCE = 1024
 
     def __init__(self, layers: Iterable[Bijection], base: Base) -> None:
         super().__init__()
@@ -29,9 +26,6 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The same as :meth:`log_prob`: what a wrapper that calls modules (DDP, compile) sees."""
-        if len(x) > self.AT_ONCE and x.device.type == "cpu" and not torch.is_grad_enabled():
-            parts = [slice(start, start + self.AT_ONCE) for start in range(0, len(x), self.AT_ONCE)]
-            return torch.cat([self(x[rows], None if context is None else context[rows]) for rows in parts])
         z, log_det = self.bijection(x, context)
         log_prob: Tensor = self.base.log_prob(z) + log_det
         return log_prob

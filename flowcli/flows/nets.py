@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcli.flows.perceptron import Layer, masked, perceptron, seen
+from flowcli.flows.perceptron import Layer, masked, perceptron, product, seen
 
 
 class MLP(nn.Module):
@@ -220,6 +220,13 @@ class MADE(MaskedMLP):
         return parameters
 
 
+def _plus(start: Tensor, weight: Tensor, units: Tensor) -> Tensor:
+    """start + W·units."""
+    if torch.is_grad_enabled():
+        return torch.addmm(start, weight, units)
+    return product(weight.contiguous(), units.T).add_(start)
+
+
 class Walk:
     """One pass taken a column at a time: ``parameters`` for the next column, then ``append`` its numbers.
 
@@ -252,12 +259,12 @@ class Walk:
             self.ahead = []
             for i, (weight, bias) in enumerate(self.layers):
                 rows, known = slice(self._until(i + 1, d - 1), self._until(i + 1, stop)), self.known[i].all()
-                self.ahead.append(torch.addmm(bias[rows], weight[rows, : len(known)], known))
+                self.ahead.append(_plus(bias[rows], weight[rows, : len(known)], known))
         for i, (weight, _) in enumerate(self.layers):
             begin, first, last = (self._until(i + 1, degree) for degree in (start - 1, d - 1, d))
             settled, new = self.known[i].settled, self.known[i].new()
             own = weight[first:last, settled : settled + len(new)]
-            block = torch.addmm(self.ahead[i][first - begin : last - begin], own, new)
+            block = _plus(self.ahead[i][first - begin : last - begin], own, new)
             if i + 1 < len(self.layers):
                 self.known[i + 1].append(F.silu(block))
         return block

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-SMALL, THIN = 1 << 21, 32  # products, and numbers along a side, that oneDNN needs to be the faster
+SMALL, THIN = 1 << 21, 8  # products, and numbers along a side, that oneDNN needs to be the faster
 NARROW = 64  # columns below which a result is computed transposed
 
 
@@ -86,7 +86,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, bent: bool = False
     work = n * m * k
     if (
         ONEDNN
-        and work >= (SMALL if a.is_contiguous() else 8 * SMALL)  # a transposed one is copied first
+        and work >= (SMALL if a.is_contiguous() else 3 * SMALL)  # a transposed one is copied first
         and min(n, m, k) >= THIN
         and a.dtype == torch.float32
         and a.device.type == "cpu"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,25 +104,26 @@ class Spline(Transform):
         self.slope_shift = math.log(math.expm1(1 - self.MIN_SLOPE))
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.affine.forward(x, parameters[..., :2])
-        z, log_bend = self._bend(y, parameters[..., 2:], inverse=False)
+        y, log_slope, *chosen = self._chosen(x, parameters, inverse=False)
+        z, log_bend = self._bend(y, chosen, inverse=False)
         return z, log_slope + log_bend
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_bend = self._bend(y, parameters[..., 2:], inverse=True)
+        _, _, *chosen = self._chosen(y, parameters, inverse=True)
+        z, log_bend = self._bend(y, chosen, inverse=True)
         x, log_slope = self.affine.inverse(z, parameters[..., :2])
         return x, log_slope + log_bend
 
-    def _bend(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _chosen(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = _Bin.apply(x, parameters, self, inverse)  # type: ignore[no-untyped-call]
+        return found[:9]
+
+    def _bend(self, x: Tensor, chosen_bin: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
+        x0, w, y0, h, left, right, chosen = chosen_bin
         # Points in the tails are computed at the middle of the box and replaced at the end, so no branch sees a value
         # or a gradient it cannot bear.
         inside = x.abs() < self.box
         point = torch.where(inside, x, torch.zeros_like(x))
-        widths, heights, slopes = parameters.split([self.bins, self.bins, self.bins - 1], -1)
-        floor, size = 2 * self.box * self.MIN_BIN, 2 * self.box * (1 - self.MIN_BIN * self.bins)
-        x0, w, y0, h, left, right, chosen, *_ = _Bin.apply(  # type: ignore[no-untyped-call]
-            widths, heights, slopes, point, floor, size, self.box, inverse
-        )
         # At the box's ends the slope is 1.
         d0 = torch.where(chosen == 0, 1.0, self.MIN_SLOPE + F.softplus(left + self.slope_shift))
         d1 = torch.where(chosen == self.bins - 1, 1.0, self.MIN_SLOPE + F.softplus(right + self.slope_shift))
@@ -155,51 +157,60 @@ class Spline(Transform):
 
 class _Bin(torch.autograd.Function):
     """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges and sizes
-    x₀, w, y₀, h, the raw slopes at both ends, and its number.
+    x₀, w, y₀, h, the raw slopes at both ends, and its number. Before them, the point that the affine map takes x to,
+    and its log-slope; for ``inverse``, x itself.
 
-    Sizes are ``floor + size``·softmax and edges their cumulative sums from −``box``. Only a bin's own numbers are
-    computed further; their gradients go back in one step: a size takes the gradient of x₀ where it is before the bin,
-    and that of w where it is the bin's own.
+    Sizes are shares of the box from a softmax, edges their cumulative sums. Only a bin's own numbers are computed
+    further, and their gradients go back in one step: a size takes the gradient of x₀ where it is before the bin, and
+    that of w where it is the bin's own. Parameters are laid out in long rows, one for each of the ``count``.
     """
 
     @staticmethod
-    def forward(
-        widths: Tensor, heights: Tensor, slopes: Tensor, point: Tensor, floor: float, size: float, box: float,
-        inverse: bool,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        shares = [F.softmax(raw, -1) for raw in (widths, heights)]
-        sizes = [floor + size * share for share in shares]
-        edges = [part.cumsum(-1) - box for part in sizes]  # right ones
-        chosen = (point[..., None] >= edges[int(inverse)][..., :-1]).sum(-1, keepdim=True)
-        left, right = (chosen - 1).clamp(min=0), chosen.clamp(max=slopes.shape[-1] - 1)
+    def forward(ctx: Any, x: Tensor, parameters: Tensor, spline: Spline, inverse: bool) -> tuple[Tensor, ...]:
+        rows = parameters.movedim(-1, 0).contiguous()
+        bins, bound = spline.bins, spline.affine.bound
+        raw, shift, widths, heights, slopes = rows.split([1, 1, bins, bins, bins - 1])
+        bent = torch.tanh(raw[0] / bound)
+        log_scale = bound * bent
+        scale = log_scale.exp()
+        y = x.clone() if inverse else torch.addcmul(shift[0], x, scale)
+        point = torch.where(y.abs() < spline.box, y, torch.zeros_like(y))
+        floor, free = 2 * spline.box * spline.MIN_BIN, 2 * spline.box * (1 - spline.MIN_BIN * bins)
+        shares = [F.softmax(part, 0) for part in (widths, heights)]
+        sizes = [(free * share).add_(floor) for share in shares]
+        edges = [part.cumsum(0).sub_(spline.box) for part in sizes]  # right ones
+        chosen = (point >= edges[int(inverse)][:-1]).sum(0, keepdim=True)
+        left, right = (chosen - 1).clamp_(min=0), chosen.clamp(max=bins - 2)
         found = []
         for part, edge in zip(sizes, edges, strict=True):
-            found += [torch.where(chosen == 0, -box, edge.gather(-1, left)), part.gather(-1, chosen)]
-        found += [slopes.gather(-1, left), slopes.gather(-1, right)]
-        return (*(part[..., 0] for part in found), chosen[..., 0], *shares)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *_, chosen, width_shares, height_shares = output
-        ctx.save_for_backward(chosen, width_shares, height_shares)
-        ctx.mark_non_differentiable(chosen, width_shares, height_shares)
-        ctx.size, ctx.slopes = inputs[5], inputs[2].shape
+            found += [torch.where(chosen == 0, -spline.box, edge.gather(0, left)), part.gather(0, chosen)]
+        found += [slopes.gather(0, left), slopes.gather(0, right)]
+        ctx.save_for_backward(x, bent, scale, chosen, left, right, *shares)
+        ctx.free, ctx.inverse = free, inverse
+        ctx.mark_non_differentiable(chosen)
+        return y, log_scale, *(part[0] for part in found), chosen[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        chosen, *shares = ctx.saved_tensors
-        chosen = chosen[..., None]
-        number = torch.arange(shares[0].shape[-1], device=chosen.device)
-        before, own = number < chosen, number == chosen
-        raw = []
-        for share, grad_edge, grad_own in zip(shares, grads[0:4:2], grads[1:4:2], strict=True):
-            grad = torch.where(before, grad_edge[..., None], 0) + torch.where(own, grad_own[..., None], 0)
+        x, bent, scale, chosen, left, right, *shares = ctx.saved_tensors
+        grad_y, grad_log_scale, *found, _ = grads
+        bins = len(shares[0])
+        rows = x.new_zeros(2 + 3 * bins - 1, *x.shape)
+        if ctx.inverse:
+            grad_x: Tensor | None = None
+        else:
+            grad_x = grad_y * scale
+            rows[0] = torch.addcmul(grad_log_scale, grad_x, x).mul_(1 - bent.square())
+            rows[1] = grad_y
+        number = torch.arange(bins, device=x.device).view(-1, *[1] * x.ndim)
+        before, own, zero = number < chosen, number == chosen, x.new_zeros(())
+        for i, share in enumerate(shares):
             # Of a softmax p: p·(g − Σ p g).
-            weighted = share * grad
-            raw.append(ctx.size * (weighted - share * weighted.sum(-1, keepdim=True)))
-        last = ctx.slopes[-1] - 1
-        slopes = grads[4].new_zeros(ctx.slopes)
-        slopes.scatter_add_(-1, (chosen - 1).clamp(min=0), grads[4][..., None])
-        slopes.scatter_add_(-1, chosen.clamp(max=last), grads[5][..., None])
-        return *raw, slopes, None, None, None, None, None
+            weighted = torch.where(before, found[2 * i], torch.where(own, found[2 * i + 1], zero)).mul_(share)
+            raw = torch.addcmul(weighted, share, weighted.sum(0), value=-1)
+            torch.mul(raw, ctx.free, out=rows[2 + i * bins : 2 + (i + 1) * bins])
+        slopes = rows[2 + 2 * bins :]
+        slopes.scatter_add_(0, left, found[4][None])
+        slopes.scatter_add_(0, right, found[5][None])
+        return grad_x, rows.movedim(0, -1), None, None
