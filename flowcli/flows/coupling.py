@@ -43,23 +43,16 @@ class Coupling(_Changed):
     pass of the network.
     """
 
-    back: Tensor | None
-
     def __init__(self, features: int, changed: range, transform: Transform, net: Conditioner) -> None:
         super().__init__(transform, net)
         kept = [i for i in range(features) if i not in changed]
-        self.changed = slice(changed.start, changed.stop, changed.step)
+        self.changed = changed
         self.kept = slice(kept[0], kept[-1] + 1, changed.step) if kept else slice(0, 0)
-        self.leads = not kept or changed[0] < kept[0]
-        order = [*changed, *kept] if self.leads else [*kept, *changed]
-        back = sorted(range(features), key=order.__getitem__)
-        self.register_buffer("back", None if back == sorted(back) else torch.tensor(back), persistent=False)
 
     def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
-        changed, kept = x[:, self.changed], x[:, self.kept]
-        changed, log_slope = transform(changed, self.net(kept, context))
-        joined = torch.cat([changed, kept] if self.leads else [kept, changed], 1)
-        return joined if self.back is None else joined[:, self.back], log_slope.flatten(1).sum(1)
+        start, stop, step = self.changed.start, self.changed.stop, self.changed.step
+        changed, log_slope = transform(x[:, start:stop:step], self.net(x[:, self.kept], context))
+        return x.slice_scatter(changed, 1, start, stop, step), log_slope.flatten(1).sum(1)
 
 
 class Checkerboard(_Changed):

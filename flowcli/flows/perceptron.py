@@ -15,7 +15,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ONEDNN = (
+    torch.ops.mkldnn._linear_pointwise.default
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    else None
+)
 SMALL, THIN = 1 << 21, 8  # products, and numbers along a side, that oneDNN needs to be the faster
 NARROW = 64  # columns below which a result is computed transposed
 
@@ -82,17 +86,18 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, bent: bool = False
     are not Intel's, unless a matrix is small or thin. Otherwise, results of few columns are computed transposed: they
     are written in long rows then.
     """
-    (n, k), m = a.shape, len(b)
+    (n, k), m = a.shape, b.shape[0]
     work = n * m * k
     if (
-        ONEDNN
+        ONEDNN is not None
         and work >= (SMALL if a.is_contiguous() else 3 * SMALL)  # a transposed one is copied first
         and min(n, m, k) >= THIN
         and a.dtype == torch.float32
         and a.device.type == "cpu"
-        and all(part.is_contiguous() or part.T.is_contiguous() for part in (a, b))
+        and (a.is_contiguous() or a.T.is_contiguous())
+        and (b.is_contiguous() or b.T.is_contiguous())
     ):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "swish" if bent else "none", [], "")
+        found: Tensor = ONEDNN(a, b, bias, "swish" if bent else "none", [], "")
         return found
     if m < NARROW:
         found = (b @ a.T if bias is None else torch.addmm(bias[:, None], b, a.T)).T
