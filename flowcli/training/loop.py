@@ -171,9 +171,12 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         self.clock.lap("backward")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        if not torch.isfinite(norm + loss.detach()):
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm + loss.detach()):
             return None
+        if norm > self.settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()

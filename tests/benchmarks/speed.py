@@ -54,6 +54,7 @@ SHAPES = (
 )
 WIDTHS = tuple(Shape("maf", d, 256, 5, 512) for d in (8, 32, 128, 512))  # how cost grows with columns
 ROWS = 4096  # of a density and of draws
+CLIP = 5.0  # of the gradient, as `fit` has it
 FEWEST, MOST = 3, 101  # rounds
 WIDEST = 64  # columns up to which peers, which take a pass for each, are let draw
 CHECKED = 4  # rows
@@ -120,7 +121,9 @@ def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
         loss = -contender.log_prob(x).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm > CLIP:
+            torch.nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)
         optimizer.step()
         average.update()
 
