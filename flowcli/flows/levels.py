@@ -36,10 +36,9 @@ class _Table(nn.Embedding):
 
     def __init__(self, cells: Cells) -> None:
         count = len(cells.frequencies)
-        super().__init__(count, min(count, self.WIDEST))
+        shape = count, min(count, self.WIDEST)
+        super().__init__(*shape, _weight=torch.randn(shape) if cells.values is None else torch.zeros(shape))
         self.width = self.embedding_dim + (cells.values is not None)
-        if cells.values is not None:
-            nn.init.zeros_(self.weight)
         self.register_buffer("values", cells.values, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:

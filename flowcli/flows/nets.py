@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -115,16 +114,17 @@ class MaskedLinear(nn.Module):
     def __init__(self, in_degrees: Sequence[int], out_degrees: Sequence[int], zero: bool = False) -> None:
         super().__init__()
         weight = torch.zeros(len(out_degrees), len(in_degrees))
-        # By numpy: comparing tensors on the meta device, as a model file's check does, would import torch's compiler.
-        mask = torch.from_numpy(np.greater_equal.outer(out_degrees, in_degrees)).to(weight.device)
-        if not zero:
-            # Kaiming's bound with each unit's own number of live inputs.
-            fan_in = mask.sum(1, keepdim=True).clamp(min=1)
-            weight = (torch.rand(mask.shape) * 2 - 1) * (3.0 / fan_in).sqrt() * mask
-        self.weight = nn.Parameter(weight)
-        # Each unit bends at a point drawn like its inputs, not all of them at zero: W x + b = 0 there.
-        self.bias = nn.Parameter(-(weight * torch.randn(weight.shape)).sum(1))
-        self.register_buffer("mask", mask.to(weight.dtype), persistent=False)
+        mask, bias = torch.ones_like(weight), torch.zeros(len(out_degrees))
+        if not weight.is_meta:  # there, where a model file is checked, only shapes matter
+            mask = (torch.tensor(out_degrees)[:, None] >= torch.tensor(in_degrees)[None, :]).to(weight.dtype)
+            if not zero:
+                # Kaiming's bound with each unit's own number of live inputs.
+                fan_in = mask.sum(1, keepdim=True).clamp(min=1)
+                weight = (torch.rand(mask.shape) * 2 - 1) * (3.0 / fan_in).sqrt() * mask
+            # Each unit bends at a point drawn like its inputs, not all of them at zero: W x + b = 0 there.
+            bias = -(weight * torch.randn(weight.shape)).sum(1)
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.register_buffer("mask", mask, persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.remask())  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
