@@ -113,9 +113,10 @@ class MaskedLinear(nn.Module):
 
     def __init__(self, in_degrees: Sequence[int], out_degrees: Sequence[int], zero: bool = False) -> None:
         super().__init__()
-        weight = torch.zeros(len(out_degrees), len(in_degrees))
-        mask, bias = torch.ones_like(weight), torch.zeros(len(out_degrees))
-        if not weight.is_meta:  # there, where a model file is checked, only shapes matter
+        shape = len(out_degrees), len(in_degrees)
+        weight, mask, bias = torch.zeros(shape), torch.ones(shape), torch.zeros(len(out_degrees))
+        # There, where a model file is checked, only shapes matter, and arithmetic would import torch's compiler.
+        if not weight.is_meta:
             mask = (torch.tensor(out_degrees)[:, None] >= torch.tensor(in_degrees)[None, :]).to(weight.dtype)
             if not zero:
                 # Kaiming's bound with each unit's own number of live inputs.
