@@ -1,6 +1,6 @@
 """Time to quality: how long ``flowcli fit`` takes to a held-out log-likelihood that zuko reaches, both from the start.
 
-    python -m tests.benchmarks.race --data DIR --work DIR [--rows 200000] [--epochs 30] [--share 0.5]
+    python -m tests.benchmarks.race --data DIR --work DIR [--rows 200000] [--epochs 15] [--share 0.5]
 
 POWER (``power.py``), 200,000 random rows of it to learn from and 50,000 to hold out. Both are processes that begin
 cold, read the same parquet files and train the same flow (MAF, 5 layers of [128, 128], affine) with batches of 512.
@@ -35,7 +35,7 @@ CLOSING = 6.0  # seconds that a fit takes before and after training, about
 RECIPE = {
     "version": 1,
     "flow": {"type": "maf", "layers": 5, "hidden": [128, 128], "transform": "affine"},
-    "train": {"epochs": 1000, "patience": 1000, "batch_size": 512, "lr": 2e-3},
+    "train": {"epochs": 1000, "patience": 1000, "batch_size": 512, "lr": 5e-3},
 }
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--epochs", type=int, default=30, help="of zuko")
+    parser.add_argument("--epochs", type=int, default=15, help="of zuko")
     parser.add_argument("--share", type=float, default=0.5, help="of zuko's time that flowcli has")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
