@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowcli import tensorfile
 from flowcli.baseline import MAX_COVARIANCE, MAX_SOLVED, WIDER, Baseline
+from flowcli.build import new_flow
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.image import FILE, ImageCodec
 from flowcli.data.noise import lattice
@@ -24,9 +25,6 @@ from flowcli.data.status import NAMES, NONFINITE, OK, VIOLATED
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.flow import Flow
-from flowcli.flows.levels import Cells
-from flowcli.flows.nets import ConvNet
-from flowcli.flows.registry import IMAGE_FLOWS, build
 from flowcli.ordered import in_order
 from flowcli.recipe import Recipe, from_dict
 
@@ -37,12 +35,6 @@ MODEL_FILE = "model.safetensors"
 
 Encoded = Callable[[Tensor, Tensor | None], Tensor]  # a density of encoded rows
 DRAWS = 128  # of a row's missing values
-
-
-def rows_at_once(codec: Codec) -> int:
-    """How many rows go through a flow at once: 8192, and fewer of wide ones, which need more memory each."""
-    cells = sum(len(column.frequencies) for column in codec.cells)
-    return max(64, min(8192, (1 << 20) // codec.features, (1 << 24) // max(cells, 1)))
 
 
 class Density(NamedTuple):
@@ -152,7 +144,7 @@ class Model:
         constant column differs.
         """
         density, samples = density or self._flow_density, samples or self.points
-        chunk = rows_at_once(self.codec)
+        chunk = self.codec.rows_at_once
         out = np.zeros((3, len(rows)))
         placeless = self.codec.placeless(rows.raw).numpy()
         for which in (placeless, ~placeless):
@@ -181,7 +173,7 @@ class Model:
         """
         assert rows.missing is not None
         density, most = density or self._flow_density, int(rows.missing.sum(1).max())
-        chunk = max(1, min(rows_at_once(self.codec) // draws, MAX_SOLVED // most**2))
+        chunk = max(1, min(self.codec.rows_at_once // draws, MAX_SOLVED // most**2))
         parts = [
             self._completed(rows.take(torch.arange(start, min(start + chunk, len(rows)))), density, draws)
             for start in range(0, len(rows), chunk)
@@ -336,7 +328,7 @@ class Model:
     ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
         like, base = self.flow.base.anchor, copy.deepcopy(self.flow.base).cpu()
-        size = rows_at_once(self.codec)  # rows that share a seed
+        size = self.codec.rows_at_once  # rows that share a seed
 
         @torch.no_grad()
         def drawn(part: int) -> pa.RecordBatch:
@@ -362,7 +354,7 @@ class Model:
     @torch.no_grad()
     def decoded(self, z: Tensor, context: Tensor | None = None) -> pa.Table:
         """The rows whose latents are ``z (n, features)``."""
-        chunk = rows_at_once(self.codec)
+        chunk = self.codec.rows_at_once
         batches = []
         for start in range(0, len(z), chunk):
             c = None if context is None else context[start : start + chunk]
@@ -388,27 +380,6 @@ class Model:
             except pa.ArrowException as error:
                 raise DataError(f"given: {error}.") from None
         return _table(given)
-
-
-def new_flow(recipe: Recipe, codec: Codec) -> Flow:
-    """The recipe's flow, at its start, for the codec's vectors. Raises UsageError when it cannot take such images."""
-    options, cells = recipe.flow.model_dump(), [Cells(*cells) for cells in codec.cells]
-    try:
-        flow = build(options.pop("type"), codec.features, codec.context, codec.shape, cells, codec.parents, **options)
-    except ValueError as error:
-        raise UsageError(f"flow: {error}.") from None
-    if recipe.train.precision == "mixed":
-        if not (codec.shape and recipe.flow.type in IMAGE_FLOWS):
-            raise UsageError("train.precision: mixed is for realnvp and glow on images.")
-        for net in flow.modules():
-            if isinstance(net, ConvNet):
-                net.mixed = True
-    return flow.to(dtype_of(recipe))
-
-
-def dtype_of(recipe: Recipe) -> torch.dtype:
-    """What the flow's weights and rows are kept in."""
-    return torch.float64 if recipe.train.precision == "float64" else torch.float32
 
 
 def codec_from_dict(codec: Mapping[str, Any]) -> Codec:

@@ -80,3 +80,13 @@ def rows(
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, features, generator=generator, dtype=dtype)
     return x, torch.randn(n, context, generator=generator, dtype=dtype) if context else None
+
+
+def jacobian_log_det(run, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    """log|det ∂run/∂x| row by row, by autograd."""
+    out = []
+    for i in range(len(x)):
+        c = None if context is None else context[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda v, c=c: run(v[None], c)[0][0], x[i])
+        out.append(torch.linalg.slogdet(jacobian)[1])
+    return torch.stack(out)

@@ -7,8 +7,7 @@ import math
 
 import pytest
 import torch
-from flow_cases import CASES, random_flow, rows
-from test_flows import jacobian_log_det
+from flow_cases import CASES, jacobian_log_det, random_flow, rows
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -86,7 +86,6 @@ def score(
     from flowcli.data.sink import check_output, open_sink, output_format
     from flowcli.data.source import spelled
     from flowcli.errors import DataError
-    from flowcli.model import rows_at_once
     from flowcli.ordered import in_order
     from flowcli.scoring import Level, Scorer
 
@@ -104,7 +103,7 @@ def score(
 
     def parts() -> Iterator[tuple[int, str, pa.RecordBatch]]:
         """What goes through the flow at once: the number of its first row, its file, and its rows."""
-        row, size = 0, rows_at_once(fitted.codec)
+        row, size = 0, fitted.codec.rows_at_once
         for file, batch in read_source(data, fitted, format).batches():
             for start in range(0, batch.num_rows, size):
                 yield row + start, spelled(file), batch.slice(start, size)

@@ -71,6 +71,12 @@ class Codec(ABC):
         return ()
 
     @property
+    def rows_at_once(self) -> int:
+        """How many rows go through a flow at once: 8192, and fewer of wide ones, which need more memory each."""
+        cells = sum(len(column.frequencies) for column in self.cells)
+        return max(64, min(8192, (1 << 20) // self.features, (1 << 24) // max(cells, 1)))
+
+    @property
     def parents(self) -> tuple[int | None, ...]:
         """Of each discrete number, the one before it that the flow begins from; empty where none has one."""
         return ()

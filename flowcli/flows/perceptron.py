@@ -42,7 +42,7 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
         return out
     x, _ = _seen(x)
     for layer in layers[:-1]:
-        x = product(x, layer.weight, layer.bias, bent=True)
+        x = product(x, layer.weight, layer.bias, silu=True)
     return product(x, layers[-1].weight, layers[-1].bias)
 
 
@@ -79,8 +79,8 @@ def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.copysign((a / (r + 1)).mul_(a).add_(a).log1p_().mul_(SEEN), x), r.reciprocal_()
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None, bent: bool = False) -> Tensor:
-    """a bᵀ + bias of ``(n, k)`` and ``(m, k)``; ``bent``, its SiLU.
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:
+    """a bᵀ + bias of ``(n, k)`` and ``(m, k)``; ``silu``, its SiLU.
 
     oneDNN, which torch itself does not ask for float32 matrices, takes 0.4 to 1 times as long as MKL on processors that
     are not Intel's, unless a matrix is small or thin. Otherwise, results of few columns are computed transposed: they
@@ -97,19 +97,21 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, bent: bool = False
         and (a.is_contiguous() or a.T.is_contiguous())
         and (b.is_contiguous() or b.T.is_contiguous())
     ):
-        found: Tensor = ONEDNN(a, b, bias, "swish" if bent else "none", [], "")
+        found: Tensor = ONEDNN(a, b, bias, "swish" if silu else "none", [], "")
         return found
     if m < NARROW:
         found = (b @ a.T if bias is None else torch.addmm(bias[:, None], b, a.T)).T
     else:
         found = a @ b.T if bias is None else torch.addmm(bias, a, b.T)
-    return F.silu(found, inplace=True) if bent else found
+    return F.silu(found, inplace=True) if silu else found
 
 
 class _Perceptron(torch.autograd.Function):
+    """The gradient of :func:`perceptron`: of each layer, by backpropagation."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], *parameters: Tensor) -> Tensor:
-        before: list[Tensor] = []  # what each layer but the first had to bend, and the slopes of what the first saw
+        before: list[Tensor] = []  # what each layer but the first activated, and the slopes of what the first saw
         inputs: list[Tensor] = []
         for i, layer in enumerate(layers):
             if i:

@@ -11,7 +11,6 @@ from torch import Tensor
 from flowcli.baseline import WIDER, Baseline
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.noise import uniforms
-from flowcli.model import rows_at_once
 from flowcli.training.rows import Part
 
 HELD_OUT = 2**32  # the epoch whose draws the held-out rows keep
@@ -44,7 +43,7 @@ class Encoder:
         """Training rows, varied as the recipe asks. ``flow`` is what has been learned so far."""
         n = sum(len(rows) for _, rows in parts)
         y = torch.empty(n, self.codec.features, dtype=self.dtype)
-        total, done, chunk = 0.0, 0, 8 * rows_at_once(self.codec)
+        total, done, chunk = 0.0, 0, 8 * self.codec.rows_at_once
         for start, rows in parts:
             for i in range(0, len(rows), chunk):
                 self.poll()
@@ -63,7 +62,7 @@ class Encoder:
     def encode_held_out(self, rows: Rows) -> Encoded:
         """Held-out rows, as they are, with places in their cells that are the same in every epoch. Rows with missing
         values are there with several, from which p(x_O) = E_q[p(x_O, m)/q(m)] is estimated."""
-        parts, total, chunk = [], 0.0, 8 * rows_at_once(self.codec)
+        parts, total, chunk = [], 0.0, 8 * self.codec.rows_at_once
         for i in range(0, len(rows), chunk):
             self.poll()
             raw = rows.raw[i : i + chunk]
@@ -102,7 +101,7 @@ class Encoder:
         most = int(rows.missing.sum(1).max())
         coins = uniforms(self.seed, FILLERS + epoch, place, len(y), FILLINGS * most + 1)
         flow.eval()
-        for some in holey.split(max(1, rows_at_once(self.codec) // FILLINGS)):
+        for some in holey.split(max(1, self.codec.rows_at_once // FILLINGS)):
             noise = torch.special.ndtri(coins[some, 1:].view(len(some), FILLINGS, most))
             noise[:, 1::2] *= WIDER
             drawn, log_q = self.baseline.draws(y[some], rows.missing[some], noise)

@@ -15,7 +15,6 @@ from flowcli.baseline import Baseline
 from flowcli.data.codec import Codec, Rows
 from flowcli.errors import TrainingError
 from flowcli.flows.flow import Flow
-from flowcli.model import rows_at_once
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.clock import Clock
@@ -223,7 +222,7 @@ class Trainer:
         averaged.eval()
         log_probs = []
         with torch.no_grad():
-            chunk, given = rows_at_once(self.codec), self.held_out.context
+            chunk, given = self.codec.rows_at_once, self.held_out.context
             for i in range(0, len(self.held_out.y), chunk):
                 self._poll()
                 context = None if given is None else given[i : i + chunk].to(self.device)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from flowcli import recipe as recipes
 from flowcli.baseline import Baseline
+from flowcli.build import dtype_of, new_flow
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.columns import Constant, Gated, Told
 from flowcli.data.groups import Groups
@@ -27,7 +28,7 @@ from flowcli.data.source import STDIN, Source
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
 from flowcli.flows.levels import Levels
-from flowcli.model import Model, dtype_of, new_flow, rows_at_once
+from flowcli.model import Model
 from flowcli.recipe import Column, Image, Recipe
 from flowcli.training.clock import Clock
 from flowcli.training.encode import HELD_OUT
@@ -79,7 +80,7 @@ class Prepared:
                     levels.know(i, log_ratio)
         if some.missing is not None:
             y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
-        first = rows_at_once(self.codec)
+        first = self.codec.rows_at_once
         self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
         self.flow.to(dtype_of(recipe))
 

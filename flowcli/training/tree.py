@@ -22,13 +22,14 @@ def parents(codes: Tensor, missing: Tensor | None, cells: Sequence[Cells]) -> di
     α, and whether there is one at all are those under which each row is likeliest given the *others*: its own count
     taken off, so that two columns of many levels do not find each other by chance.
 
-    ``codes`` and ``missing`` are ``(n, D)``, of random training rows in random order.
+    ``codes`` and ``missing`` are ``(n, features)``, of random training rows in random order; the discrete columns come
+    first.
     """
     there = torch.ones_like(codes, dtype=torch.bool) if missing is None else ~missing
     sizes = [len(frequencies) for frequencies, _ in cells]
     pairs = [(i, j) for j in range(len(cells)) for i in range(j) if sizes[i] * sizes[j] <= MAX_PAIRS]
     compared = max(MAX_COMPARED // max(len(pairs), 1), FEWEST_COMPARED)
-    codes = codes.long()
+    codes = codes[:, : len(cells)].long()
 
     def counts(i: int, j: int, rows: int) -> Tensor:
         both = there[:rows, i] & there[:rows, j]

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from flowcli.model import Model, rows_at_once
+from flowcli.model import Model
 from flowcli.ordered import in_order
 from tests.benchmarks.machine import machine
 from tests.benchmarks.power import write_tables
@@ -82,7 +82,7 @@ def zuko(work: Path, data: Path) -> float:
 def densities(model: Model, data: Path) -> dict[str, Callable[[], object]]:
     """The two ways to compute ``log_prob`` alone."""
     chunks: list[Tensor] = []
-    for batch in pq.ParquetFile(data).iter_batches(rows_at_once(model.codec)):
+    for batch in pq.ParquetFile(data).iter_batches(model.codec.rows_at_once):
         raw = model.codec.read(batch).raw
         chunks.append(model.codec.encode(raw, torch.full_like(raw, 0.5))[0].float())
 

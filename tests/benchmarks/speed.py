@@ -20,7 +20,6 @@ from. Prints the table and writes ``results/speed.json``. Needs the ``bench`` ex
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -172,7 +171,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
         return lambda: [torch.matmul(a, w) for _ in range(4)]
 
     without = torch.no_grad()
-    training = {c.library: step_of(copy.copy(c), x) for c in contenders}
+    training = {c.library: step_of(c, x) for c in contenders}
     density = {c.library: without(lambda c=c: c.log_prob(many)) for c in contenders}
     drawing = contenders if shape.features <= WIDEST else [mine]
     draws = {c.library: without(lambda c=c: c.sample(ROWS)) for c in drawing if c.sample}
