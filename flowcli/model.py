@@ -82,12 +82,14 @@ class Model:
     def load(path: str | pathlib.Path) -> Model:
         """A model from its file or its run folder, on the CPU.
 
-        Raises ModelFileError: as :func:`flowcli.tensorfile.read` does, and when the tensors are not exactly those that
-        the file's own recipe implies.
+        Raises ModelFileError: as :func:`flowcli.tensorfile.read` does, when the tensors are not exactly those that the
+        file's own recipe implies, and when it is a :class:`flowcli.variational.Posterior`.
         """
         path = pathlib.Path(path)
         file = path / MODEL_FILE if path.is_dir() else path
         tensors, stored = tensorfile.read(file)
+        if isinstance(stored.get("recipe"), dict) and stored["recipe"].get("target") is not None:
+            raise ModelFileError(f"{file}: is of a target, not of data: `sample`, `evaluate` and `inspect` take it.")
         try:
             recipe, codec, about = from_dict(stored["recipe"]), codec_from_dict(stored["codec"]), dict(stored["about"])
             images = isinstance(codec, ImageCodec)

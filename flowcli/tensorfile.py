@@ -69,6 +69,15 @@ def read(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
+def peek(path: pathlib.Path) -> Any:
+    """The JSON of a file, by its header alone and unchecked: what kind of file it may be. Raises OSError, ValueError,
+    KeyError, TypeError or struct.error when it is none of ours."""
+    with path.open("rb") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0]
+        header = json.loads(stream.read(min(length, MAX_HEADER)))
+    return json.loads(json.loads(header["__metadata__"][_KEY])["body"])
+
+
 def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
     """The header's table of tensors, and the bytes of the tensors."""
     end = 8 + struct.unpack("<Q", content[:8])[0]

@@ -8,6 +8,7 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.target import AllowCode, evaluate_target, refuse
 
 if TYPE_CHECKING:
     from flowcli.scoring import Copies
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 @command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder or a model file.")],
-    data: Annotated[list[str], typer.Argument(help="Files, globs, folders, or - for standard input.")],
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Files, globs, folders, or - for standard input; none for a target.")
+    ] = None,
     label: Annotated[
         str | None, typer.Option(metavar="COL", help="A two-valued column; its greater value marks anomalies.")
     ] = None,
@@ -27,16 +30,18 @@ def evaluate(
             help="Are draws nearer to these training rows than DATA, held-out rows, are? May be repeated.",
         ),
     ] = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws of --copies.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws of --copies, or of a target.")] = 0,
+    allow_code: AllowCode = False,
     format: Annotated[str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -.")] = None,
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Measure a model on data.
+    """Measure a model on data, or against its target.
 
     Log-likelihood, bits per dimension, a Gaussian beside it, AUROC with labels, and whether draws copy training rows.
+    Of a target: ELBO, evidence, k-hat, effective sample size, and whether its draws can be trusted.
     """
     import json
     import math
@@ -48,8 +53,15 @@ def evaluate(
     from flowcli.scoring import copies as compare
     from flowcli.scoring import draw_like, new_rows, train_rows
     from flowcli.scoring import evaluate as measure
+    from flowcli.variational.posterior import Posterior, is_posterior
 
     check_format(format)
+    if is_posterior(model):
+        refuse({"DATA": data, "--label": label is not None, "--copies": copies, "--format": format})
+        evaluate_target(Posterior.load(model), allow_code, seed, json_)
+        return
+    if not data:
+        raise UsageError("no data: name files after the model.")
     if copies and label is not None:
         raise UsageError("--copies: DATA must be rows like the training rows, and --label says that some are not.")
     if STDIN in copies and STDIN in data:

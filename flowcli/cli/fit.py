@@ -12,6 +12,7 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.target import AllowCode, fit_target, refuse
 from flowcli.cli.validate import Set
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def fit(
         typer.Option(metavar="auto|cpu|cuda|mps", help="Where to train; else as the recipe or FLOWCLI_DEVICE says."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    allow_code: AllowCode = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing run folder.")] = False,
 ) -> None:
-    """Fit a recipe to data and write a run folder.
+    """Fit a recipe to data, or to a log-density, and write a run folder.
 
     The folder's path is printed on stdout.
     """
@@ -63,6 +65,10 @@ def fit(
     if not dry_run and not resume and run.exists() and not force and (not run.is_dir() or any(run.iterdir())):
         raise UsageError(f"{run}: exists already; --force replaces it, --resume goes on with it.")
 
+    if checked.target is not None:
+        refuse({"DATA": data, "--resume": resume, "--init-from": init_from, "--profile": profile})
+        fit_target(checked, run, force, allow_code, dry_run)
+        return
     from flowcli.cli.display import display
     from flowcli.model import Model
     from flowcli.training.clock import Profile

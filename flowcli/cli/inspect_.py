@@ -9,6 +9,7 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.target import inspect_target
 
 FEW = 8  # values that are listed, at most
 
@@ -26,7 +27,11 @@ def inspect_(
 
     from flowcli.data.table import TableCodec
     from flowcli.model import Model
+    from flowcli.variational.posterior import Posterior, is_posterior
 
+    if is_posterior(model):
+        inspect_target(Posterior.load(model), json_)
+        return
     fitted = Model.load(model)
     if json_:
         about = {

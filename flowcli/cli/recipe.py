@@ -43,10 +43,10 @@ def copy(
     to: Annotated[Path | None, typer.Argument(help="The new file; NAME.yaml here when left out.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a shipped recipe, to be edited."""
+    """Copy a shipped recipe, to be edited, and the files of its target."""
     from flowcli.data.whole import write_whole
     from flowcli.errors import UsageError
-    from flowcli.recipe import shipped
+    from flowcli.recipe import load, shipped
 
     text = shipped.path(name).read_text(encoding="utf-8")
     file = f"{Path(name).stem}.yaml"
@@ -54,7 +54,14 @@ def copy(
     to = to / file if to.is_dir() else to
     if to.exists() and not force:
         raise UsageError(f"{to}: exists already; --force replaces it.")
+    target = load(name).target
+    beside = [Path(part) for part in (target.file, target.data) if part] if target else []
+    for part in beside:
+        if (to.parent / part.name).exists() and not force:
+            raise UsageError(f"{to.parent / part.name}: exists already; --force replaces it.")
     write_whole(to, text)
+    for part in beside:
+        write_whole(to.parent / part.name, part.read_bytes())
     console.result(str(to))
 
 

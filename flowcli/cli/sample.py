@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.target import AllowCode, draws, refuse
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from flowcli.data.sink import Sink
 
 BINARY = ("parquet", "arrow")
 MAX_ROUND_TRIP = 1e-3
@@ -39,6 +47,13 @@ def sample(
     latents: Annotated[
         bool, typer.Option("--latents", help="Also what each row was drawn from, a column for every scale.")
     ] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Of a target: add the logarithm of Pareto-smoothed importance weights.")
+    ] = False,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Of a target: resample by Pareto-smoothed importance weights.")
+    ] = False,
+    allow_code: AllowCode = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     format: Annotated[
         str | None,
@@ -63,11 +78,25 @@ def sample(
     from flowcli.data.sink import check_output, open_sink, output_format
     from flowcli.data.source import Source
     from flowcli.recipe.yaml import scalar
+    from flowcli.variational.posterior import Posterior, is_posterior
 
     check_format(format)
     gallery = is_gallery(output)
     if not gallery:
         check_output(output, format, force)
+    if is_posterior(model):
+        options = {"--given": given, "--between": between, "--latents": latents}
+        refuse(options | {"-o of a folder or a sheet": gallery})
+        if weights and resample:
+            raise UsageError("--weights and --resample: give one of them.")
+        if (weights or resample) and temperature != 1:
+            raise UsageError("--temperature: is for draws as they are; importance draws have their own spread.")
+        how = "weights" if weights else "resample" if resample else None
+        schema, batches = draws(Posterior.load(model), n or 0, seed, temperature, how, allow_code)
+        _write(output, batches, open_sink(output, schema, format, force))
+        return
+    if weights or resample:
+        raise UsageError(f"--{'weights' if weights else 'resample'}: is for a target, and this model is of data.")
     fitted = loaded(model, device)
     images = fitted.recipe.data.image is not None
     if gallery and not images:
@@ -106,8 +135,12 @@ def sample(
             f"this model's inverse misses by {'any amount' if error is None else f'up to {error:.2g}'}, as `flowcli "
             f"inspect` says under round trip error: its draws may not follow its density"
         )
+    _write(output, batches, open_gallery(output, force) if gallery else open_sink(output, schema, format, force))
+
+
+def _write(output: str, batches: Iterator[pa.RecordBatch], to: AbstractContextManager[Sink]) -> None:
+    """Send the batches where they go, and say how many rows there were."""
     rows = 0
-    to = open_gallery(output, force) if gallery else open_sink(output, schema, format, force)
     with to as sink:
         for batch in batches:
             sink.write(batch)

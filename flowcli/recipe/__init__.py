@@ -12,10 +12,12 @@ from flowcli.errors import UsageError
 from flowcli.recipe import shipped
 from flowcli.recipe.check import FLOW_OPTIONS, check
 from flowcli.recipe.schema import Column, Data, Flow, Image, MethodName, Recipe, Score, Train, seconds
+from flowcli.recipe.target import Parameter, Target
 from flowcli.recipe.yaml import Document, parse
 
 __all__ = [
-    "FLOW_OPTIONS", "Column", "Data", "Flow", "Image", "MethodName", "Recipe", "Score", "Train",
+    "FLOW_OPTIONS", "Column", "Data", "Flow", "Image", "MethodName", "Parameter", "Recipe", "Score",
+    "Target", "Train",
     "dump", "from_dict", "json_schema", "load", "seconds", "shipped",
 ]  # fmt: skip
 
@@ -38,7 +40,13 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         files = [file if file == "-" else str(path.parent / file) for file in files]
     if isinstance(validation, str) and ("data", "validation") not in document.overrides:
         validation = str(path.parent / validation)
-    return checked.model_copy(update={"data": data.model_copy(update={"files": files, "validation": validation})})
+    target = checked.target
+    if target is not None:
+        names = {"file": target.file, "data": target.data}
+        beside = {k: str(path.parent / v) for k, v in names.items() if v and ("target", k) not in document.overrides}
+        target = target.model_copy(update=beside)
+    data = data.model_copy(update={"files": files, "validation": validation})
+    return checked.model_copy(update={"data": data, "target": target})
 
 
 def from_dict(recipe: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -48,7 +56,8 @@ def from_dict(recipe: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out."""
-    return pyyaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    unused = {"target", "parameters"} if recipe.target is None else {"data", "score"}
+    return pyyaml.safe_dump(recipe.model_dump(mode="json", exclude=unused), sort_keys=False, allow_unicode=True)
 
 
 def json_schema() -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
+from flowcli.recipe.section import Positive, Section
+from flowcli.recipe.target import MAX_NUMBERS, NAME, OWN_COLUMNS, Parameter, Target, parameter
+
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Hidden = Annotated[list[Width], Field(min_length=1, max_length=16)]
 
@@ -16,14 +19,6 @@ ColumnType = Literal["auto", "real", "integer", "category", "bool", "datetime"]
 BaseName = Literal["gaussian", "uniform", "student_t", "mixture"]
 TransformName = Literal["affine", "spline"]
 MethodName = Literal["auto", "nll", "typicality", "complexity", "either"]
-
-
-class Section(BaseModel):
-    """Unknown keys are mistakes, and nothing is converted in silence."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class Column(Section):
@@ -314,6 +309,30 @@ class Recipe(Section):
 
     version: Literal[1] = 1
     data: Data = Data()
+    target: Target | None = None
+    """A log-density to fit in place of data: variational inference."""
+    parameters: dict[str, Annotated[Parameter, BeforeValidator(parameter)]] = {}
+    """The parameters of the target, by name."""
     flow: Flow
     train: Train = Train()
     score: Score = Score()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Recipe:
+        if (self.target is None) != (not self.parameters):
+            raise ValueError("target and parameters go together")
+        if self.target is None:
+            return self
+        if self.data != Data():
+            raise ValueError("a recipe has data or a target, not both")
+        for_data = {"noise": self.train.noise > 0, "stream": self.train.stream is True, "compile": self.train.compile}
+        for_data |= {"precision: mixed": self.train.precision == "mixed"}
+        wrong = [f"train.{key}" for key, said in for_data.items() if said]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is for data, and this recipe has a target")
+        for name, one in self.parameters.items():
+            if not NAME.fullmatch(name) or name in OWN_COLUMNS:
+                raise ValueError(f"'{name}' cannot be a parameter's name; take letters, digits and _")
+            if math.prod(one.shape) > MAX_NUMBERS:
+                raise ValueError(f"parameter '{name}' has more than {MAX_NUMBERS} numbers")
+        return self

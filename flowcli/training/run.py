@@ -9,9 +9,9 @@ import pathlib
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flowcli
 from flowcli import tensorfile
@@ -22,6 +22,9 @@ from flowcli.recipe import Recipe, dump
 from flowcli.training.clock import Profile
 from flowcli.training.progress import Evaluation
 from flowcli.training.state import State
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states, written in turn
 STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
@@ -132,7 +135,7 @@ class Run:
         """``profile.json``."""
         write_whole(self.folder / PROFILE, json.dumps(profile.to_dict(), indent=2) + "\n")
 
-    def write_metrics(self, evaluations: list[Evaluation]) -> None:
+    def write_metrics(self, evaluations: Sequence[DataclassInstance]) -> None:
         """``metrics.jsonl``, a line for each evaluation; numbers that are not finite are null."""
         lines = (json.dumps(_plain(evaluation)) + "\n" for evaluation in evaluations)
         write_whole(self.folder / "metrics.jsonl", "".join(lines))
@@ -199,7 +202,7 @@ class Run:
         raise ModelFileError(f"{path}: damaged, so no state can be trusted; --force begins anew.")
 
 
-def _plain(evaluation: Evaluation) -> dict[str, float | None]:
+def _plain(evaluation: DataclassInstance) -> dict[str, float | None]:
     """For JSON, which has neither NaN nor infinity."""
     return {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
 

@@ -1,0 +1,129 @@
+"""What ``fit``, ``sample``, ``evaluate`` and ``inspect`` do where a log-density takes the place of data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowcli.cli import console
+from flowcli.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from flowcli.recipe import Recipe
+    from flowcli.variational.posterior import Posterior
+    from flowcli.variational.target import LogDensity
+
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that a recipe with a target names.")]
+
+
+def refuse(asked: Mapping[str, object]) -> None:
+    """Raises UsageError for an option that has no meaning for a target."""
+    for option, value in asked.items():
+        if value:
+            raise UsageError(f"{option}: is for data, and this is of a target.")
+
+
+def fit_target(recipe: Recipe, run: Path, force: bool, allow_code: bool, dry_run: bool) -> None:
+    """Fit a recipe with a target, and print the run folder's path."""
+    from flowcli import recipe as recipes
+    from flowcli.variational import fit
+    from flowcli.variational.ascent import Stopped
+    from flowcli.variational.fit import prepare
+
+    if dry_run:
+        resolved, _ = prepare(recipe, allow_code)
+        console.result(recipes.dump(resolved).rstrip("\n"))
+        return
+    quiet = not console.settings.progress
+    with console.Signals() as signals:
+        try:
+            posterior = fit(
+                recipe, allow_code=allow_code, run=run, force=force, stopped=signals.seen,
+                say=(lambda _: None) if quiet else console.note,
+            )  # fmt: skip
+        except Stopped:
+            console.note("stopped; nothing was kept")
+            sys.exit(128 + signals.number)
+    about = posterior.about
+    console.note(
+        f"ELBO {about['elbo']:.4f} ± {about['elbo_error']:.4f} nats. Next: flowcli evaluate {run} --allow-code"
+    )
+    console.result(str(run))
+
+
+def density_of(posterior: Posterior, allow_code: bool) -> LogDensity:
+    """The target of a fitted posterior, from where its recipe says. Warns when it is not what it was at the fit."""
+    from flowcli.variational.target import LogDensity, digest
+
+    target = posterior.recipe.target
+    assert target is not None
+    density = LogDensity.load(target, posterior.space, allow_code)
+    if digest(target) != posterior.digest:
+        console.warn(f"{target.file}: its code or its data have changed since the fit")
+    return density
+
+
+def draws(
+    posterior: Posterior, n: int, seed: int, temperature: float, how: str | None, allow_code: bool
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Draws as they are, or with weights, or resampled by them: ``how`` is None, ``weights`` or ``resample``."""
+    if how is None:
+        return posterior.schema, posterior.sample_batches(n, seed, temperature)
+    from flowcli.variational.evaluate import USABLE
+
+    density = density_of(posterior, allow_code)
+    table, shape = (posterior.weighted if how == "weights" else posterior.resampled)(density, n, seed)
+    if not shape < USABLE:
+        console.warn(f"k-hat is {shape:.2f}: from {USABLE} on, weights cannot be relied on")
+    return table.schema, iter(table.to_batches())
+
+
+def evaluate_target(posterior: Posterior, allow_code: bool, seed: int, json_: bool) -> None:
+    """Print whether the posterior can be trusted."""
+    import json
+    from dataclasses import asdict
+
+    from flowcli.variational import evaluate
+
+    found = evaluate(posterior, density_of(posterior, allow_code), seed=seed)
+    if json_:
+        console.result(json.dumps(asdict(found), indent=2))
+        return
+    for name, value in (
+        ("draws", f"{found.draws:,}" + (f" ({found.finite:.2%} where the target is finite)" * (found.finite < 1))),
+        ("ELBO", f"{found.elbo:.4f} ± {found.elbo_error:.4f} nats"),
+        ("evidence", f"{found.evidence:.4f} ± {found.evidence_error:.4f} nats, by importance weights"),
+        ("divergence", f"{found.divergence:.4f} nats from the flow to the posterior"),
+        ("k-hat", f"{found.k_hat:.2f}"),
+        ("effective sample size", f"{found.effective_sample_size:,.0f}"),
+        ("trust", found.trust),
+    ):
+        console.result(f"{name:<21} {value}")
+
+
+def inspect_target(posterior: Posterior, json_: bool) -> None:
+    """Print what the posterior is."""
+    import json
+
+    recipe = posterior.recipe
+    if json_:
+        about: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "digest": posterior.digest}
+        console.result(json.dumps(about | posterior.about, indent=2, ensure_ascii=False))
+        return
+    flow = recipe.flow.model_dump()
+    console.result(f"flow      {flow.pop('type')}: " + ", ".join(f"{k} {v}" for k, v in flow.items()))
+    assert recipe.target is not None
+    console.result(console.printable(f"target    {recipe.target.file}: {recipe.target.function}"))
+    for key, value in posterior.about.items():
+        console.result(f"{key.replace('_', ' '):<27} {value:,.6g}")
+    console.result("parameters")
+    for name, parameter in recipe.parameters.items():
+        bounds = f"({parameter.low:g}, {parameter.high:g})" if parameter.type == "interval" else ""
+        shape = f" {parameter.shape}" if parameter.shape else ""
+        console.result(f"  {name}: {parameter.type}{bounds}{shape}")

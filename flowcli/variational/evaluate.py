@@ -1,0 +1,76 @@
+"""Whether a posterior can be trusted, in figures and in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowcli.variational.posterior import Posterior, seeded
+from flowcli.variational.target import LogDensity
+from flowcli.variational.weights import effective, importance_draws, plain_draws, smoothed
+
+DRAWS = 20_000
+GOOD, USABLE = 0.5, 0.7  # of k̂ (Vehtari et al. 2024)
+NEAR = 0.01  # nats between the flow and the posterior: draws may go without weights
+FEW = 0.1  # of the draws that are effectively left: more of them are needed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How near a flow is to its target. All in nats but ``k_hat`` and ``effective_sample_size``.
+
+    ``evidence`` is the logarithm of the target's integral, by importance sampling; ``divergence`` = evidence − ELBO is
+    KL(q‖p), how far the flow itself is off.
+    """
+
+    draws: int
+    elbo: float
+    elbo_error: float
+    evidence: float
+    evidence_error: float
+    divergence: float
+    k_hat: float
+    effective_sample_size: float
+    finite: float
+    trust: str
+
+
+def evaluate(posterior: Posterior, density: LogDensity, draws: int = DRAWS, seed: int = 0) -> Verdict:
+    """Measure a posterior. The ELBO is that of the flow's own draws where the target is finite, ``finite`` the share of
+    these. Raises UsageError without arviz-stats, TrainingError when hardly any draw has a finite weight."""
+    own = plain_draws(posterior.flow, density, draws, seeded(seed, 0)).log_weights.numpy()
+    inside = np.isfinite(own)
+    spread = importance_draws(posterior.flow, density, draws, seeded(seed, 1)).log_weights
+    log_weights, shape = smoothed(spread)
+    weights = np.exp(log_weights)
+    # Of log (1/n) Σ w, by the delta method; smoothing leaves out a constant, which one draw gives back.
+    back = float(np.median(spread.numpy()[np.isfinite(spread.numpy())] - log_weights[np.isfinite(spread.numpy())]))
+    elbo, evidence = float(own[inside].mean()) if inside.any() else -math.inf, back
+    left = effective(log_weights)
+    return Verdict(
+        draws=draws,
+        elbo=elbo,
+        elbo_error=float(own[inside].std()) / math.sqrt(max(inside.sum(), 1)),
+        evidence=evidence,
+        evidence_error=float(weights.std() / weights.mean()) / math.sqrt(draws),
+        divergence=evidence - elbo,
+        k_hat=shape,
+        effective_sample_size=left,
+        finite=float(inside.mean()),
+        trust=_words(shape, evidence - elbo, left / draws, float(inside.mean())),
+    )
+
+
+def _words(shape: float, divergence: float, left: float, finite: float) -> str:
+    if not shape < USABLE:
+        return (
+            f"no: k-hat is {shape:.2f}, and from 0.7 on neither weights nor these figures can be relied on; a larger "
+            f"flow, more epochs or other parameters may help"
+        )
+    few = f", though only {left:.0%} of the draws are effectively left" if left < FEW else ""
+    if shape < GOOD and divergence < NEAR and finite > 1 - 1e-3:
+        return f"yes: draws may be used as they are, and with --resample they are closer still{few}"
+    how = "yes" if shape < GOOD else "yes, with care"
+    return f"{how}: with --resample or --weights{few}; draws without are off by {max(divergence, 0):.2g} nats"
