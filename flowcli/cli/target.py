@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,6 +41,10 @@ def fit_target(recipe: Recipe, run: Path, force: bool, allow_code: bool, dry_run
         resolved, _ = prepare(recipe, allow_code)
         console.result(recipes.dump(resolved).rstrip("\n"))
         return
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # for steps this small, threads that wait for one another take longer than one
     quiet = not console.settings.progress
     with console.Signals() as signals:
         try:

@@ -47,10 +47,12 @@ def fit(
     elif not isinstance(recipe, Recipe) or overrides:
         recipe = recipes.from_dict(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe))
     recipe, density = prepare(recipe, allow_code)
+    assert recipe.target is not None
+    known = digest(recipe.target)
     record = Run.create(pathlib.Path(run), force) if run is not None else None
     began = time.monotonic()
     try:
-        posterior, evaluations = _fitted(recipe, density, say, stopped)
+        posterior, evaluations = fitted(recipe, density, known, say, stopped)
         if record is None:
             return posterior
         posterior.save(record.folder / MODEL_FILE)
@@ -71,6 +73,7 @@ def prepare(recipe: Recipe, allow_code: bool) -> tuple[Recipe, LogDensity]:
         raise UsageError("the recipe has no target.")
     if recipe.train.device not in ("auto", "cpu"):
         raise UsageError(f"train.device: a target is fitted on the CPU, not on {recipe.train.device}.")
+    density = LogDensity.load(recipe.target, Space(recipe.parameters), allow_code)
     files = {"file": recipe.target.file, "data": recipe.target.data}
     found = {key: None if file is None else str(pathlib.Path(file).absolute()) for key, file in files.items()}
     train = {"device": "cpu", "batch_size": BATCH if recipe.train.batch_size == "auto" else recipe.train.batch_size}
@@ -82,18 +85,22 @@ def prepare(recipe: Recipe, allow_code: bool) -> tuple[Recipe, LogDensity]:
             "train": recipe.train.model_copy(update=train),
         }
     )
-    assert recipe.target is not None
     new_flow(recipe)
-    return recipe, LogDensity.load(recipe.target, Space(recipe.parameters), allow_code)
+    return recipe, density
 
 
-def _fitted(
-    recipe: Recipe, density: LogDensity, say: Callable[[str], None], stopped: Callable[[], bool]
+def fitted(
+    recipe: Recipe,
+    density: LogDensity,
+    known: str,
+    say: Callable[[str], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[Posterior, list[Evaluation]]:
-    train, target = recipe.train, recipe.target
-    assert target is not None
+    """The part of :func:`fit` between reading and writing, for a recipe that :func:`prepare` has seen; ``known`` is the
+    target's digest."""
+    train = recipe.train
     assert isinstance(train.batch_size, int)
-    known, generator, began = digest(target), seeded(train.seed, 0), time.monotonic()
+    generator, began = seeded(train.seed, 0), time.monotonic()
     start = find(density, generator)
     say(
         f"{density.space.features} numbers; {start.peaks or 'no'} peak{'s' * (start.peaks != 1)} found "

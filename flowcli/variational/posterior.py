@@ -53,7 +53,9 @@ class Posterior:
     def save(self, path: str | pathlib.Path) -> None:
         """Write one self-contained file, without the target's code."""
         tensors = {f"flow.{name}": tensor for name, tensor in self.flow.state_dict().items()}
-        about = {"recipe": self.recipe.model_dump(mode="json"), "digest": self.digest, "about": self.about}
+        recipe = self.recipe.model_dump(mode="json")
+        order = list(self.recipe.parameters)  # which the file's sorted keys do not keep
+        about = {"recipe": recipe, "order": order, "digest": self.digest, "about": self.about}
         tensorfile.write(pathlib.Path(path), tensors, about)
 
     @staticmethod
@@ -65,6 +67,10 @@ class Posterior:
             recipe, about, digest = from_dict(stored["recipe"]), dict(stored["about"]), str(stored["digest"])
             if recipe.target is None:
                 raise ValueError("it is of data")
+            if sorted(stored["order"]) != sorted(recipe.parameters):
+                raise ValueError("the order of its parameters is not that of its recipe's")
+            ordered = {name: recipe.parameters[name] for name in stored["order"]}
+            recipe = recipe.model_copy(update={"parameters": ordered})
             if not all(isinstance(figure, int | float | None) for figure in about.values()):
                 raise ValueError("what is known of the fit is not in figures")
             with torch.device("meta"):
@@ -91,8 +97,9 @@ class Posterior:
     def sample_batches(self, n: int, seed: int = 0, temperature: float = 1.0) -> Iterator[pa.RecordBatch]:
         """``n`` draws of the flow. They are functions of (seed, place), so fewer rows are a prefix of more."""
         for part in range(-(-n // ROWS)):
-            z = self.flow.base.sample(ROWS, seeded(seed, part), temperature)[: n - part * ROWS]
-            yield from self.table(self.flow.bijection.inverse(z)[0].double()).combine_chunks().to_batches()
+            z = self.flow.base.sample(ROWS, seeded(seed, part), temperature)
+            u = self.flow.bijection.inverse(z)[0].double()  # of all, since sums round by how many rows there are
+            yield self.table(u)[: n - part * ROWS].combine_chunks().to_batches()[0]
 
     def weighted(self, density: LogDensity, n: int, seed: int = 0) -> tuple[pa.Table, float]:
         """``n`` importance draws with the column ``log_weight``, the Pareto-smoothed weights' logarithm (their mean is

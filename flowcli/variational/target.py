@@ -137,7 +137,8 @@ def _place(error: BaseException, file: str) -> str:
 
 def _told(error: BaseException) -> str:
     """The error's kind and the first line of what it says."""
-    said = str(error.msg if isinstance(error, SyntaxError) else error).strip().split("\n")[0][:200]
+    said = error.msg if isinstance(error, SyntaxError) else str(error) if error.args != (None,) else ""
+    said = said.strip().split("\n")[0][:200]
     return f"{type(error).__name__}: {said}".rstrip(": .")
 
 
