@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -122,6 +123,12 @@ def test_k_hat_tells_a_proposal_whose_tails_are_too_light() -> None:
         log_weights, shape = smoothed(torch.from_numpy(norm.logpdf(x) - norm.logpdf(x, scale=s)))
         assert low <= shape <= high
         assert np.exp(log_weights).mean() == pytest.approx(1.0)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "arviz_stats.base", None)
+    with pytest.raises(UsageError, match=r"arviz-stats, which is not installed: pip install 'flowcli\[vi\]'\.$"):
+        smoothed(torch.zeros(200, dtype=torch.float64))
 
 
 def test_draws_without_a_density_weigh_nothing() -> None:

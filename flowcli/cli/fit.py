@@ -45,9 +45,9 @@ def fit(
     allow_code: AllowCode = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing run folder.")] = False,
 ) -> None:
-    """Fit a recipe to data, or to a log-density, and write a run folder.
+    """Fit a recipe to data and write a run folder.
 
-    The folder's path is printed on stdout.
+    The folder's path is printed on stdout. A recipe with a target is fitted to its log-density.
     """
     began = time.perf_counter()
 
@@ -57,7 +57,7 @@ def fit(
     flags = {"train.max_time": max_time, "train.device": device, "train.seed": seed}
     overrides = [*set_, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     checked = recipes.load(recipe, overrides)
-    if checked.train.device == "auto" and (usual := os.environ.get("FLOWCLI_DEVICE")):
+    if checked.target is None and checked.train.device == "auto" and (usual := os.environ.get("FLOWCLI_DEVICE")):
         checked = recipes.load(recipe, [*overrides, f"train.device={usual}"])
     if data:
         checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})

@@ -6,7 +6,7 @@ import datetime
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from flowcli import recipe as recipes
 from flowcli.errors import UsageError
 from flowcli.model import MODEL_FILE
 from flowcli.recipe import Recipe
+from flowcli.training.prepare import as_recipe
 from flowcli.training.run import Run, describe, versions
 from flowcli.variational.ascent import Ascent, Evaluation, Plan, Stopped
 from flowcli.variational.evaluate import DRAWS
@@ -33,7 +34,6 @@ def fit(
     *,
     allow_code: bool = False,
     run: str | pathlib.Path | None = None,
-    overrides: Sequence[str] = (),
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -42,10 +42,7 @@ def fit(
 
     Raises UsageError, DataError or TrainingError, with a sentence for the user, and Stopped when ``stopped`` says so.
     """
-    if isinstance(recipe, str):
-        recipe = recipes.load(recipe, overrides)
-    elif not isinstance(recipe, Recipe) or overrides:
-        recipe = recipes.from_dict(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe))
+    recipe = recipe if isinstance(recipe, Recipe) else as_recipe(recipe)
     recipe, density = prepare(recipe, allow_code)
     assert recipe.target is not None
     known = digest(recipe.target)

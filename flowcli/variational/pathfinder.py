@@ -38,34 +38,39 @@ def paths(slope: Slope, starts: Tensor, generator: torch.Generator) -> Gaussians
     """
     x, (value, gradient) = starts, slope(starts)
     k, d = x.shape
-    eye = torch.eye(d, dtype=x.dtype)
-    inverse = eye.expand(k, d, d) / gradient.norm(dim=1).clamp(min=1.0)[:, None, None]
+    inverse = _plain(gradient)
     best = Gaussians(x.clone(), inverse.sqrt(), x.new_full((k,), -torch.inf))
-    first = torch.ones(k, dtype=torch.bool)
+    plain = torch.ones(k, dtype=torch.bool)  # whose estimate knows of no curvature yet
+    over = torch.zeros_like(plain)
     for _ in range(STEPS):
         direction = (inverse @ gradient[..., None])[..., 0]
         promised = (direction * gradient).sum(1)
-        going = (promised > STILL) & value.isfinite()
+        going = (promised > STILL) & value.isfinite() & ~over
         if not going.any():
             break
         new, new_value, new_gradient, moved = _step(slope, x, value, direction, promised, going)
-        stuck = going & ~moved  # where the estimate misleads: once more, straight uphill
         s, y = new - x, gradient - new_gradient
         curved = moved & ((s * y).sum(1) > 1e-12 * s.norm(dim=1) * y.norm(dim=1))
         # The first estimate's scale is that of the first step's curvature (Nocedal & Wright 2006, equation 6.20).
-        ratio = (s * y).sum(1) / y.square().sum(1)
-        scaled = curved & first
-        inverse = torch.where(scaled[:, None, None], eye * ratio[:, None, None], inverse)
-        first = (first & ~curved) | stuck
+        scaled = torch.eye(d, dtype=x.dtype) * ((s * y).sum(1) / y.square().sum(1))[:, None, None]
+        inverse = torch.where((curved & plain)[:, None, None], scaled, inverse)
         inverse = torch.where(curved[:, None, None], _updated(inverse, s, y), inverse)
-        reset = stuck[:, None, None]
-        was_reset = torch.diff(inverse, dim=1).abs().sum((1, 2)) == 0 if d > 1 else stuck
-        inverse = torch.where(reset, eye / gradient.norm(dim=1).clamp(min=1.0)[:, None, None], inverse)
-        value = torch.where(stuck & was_reset, torch.nan, value)  # even that leads nowhere: the path ends
-        x = torch.where(moved[:, None], new, x)
-        value, gradient = torch.where(moved, new_value, value), torch.where(moved[:, None], new_gradient, gradient)
+        # Where the estimate misleads, once more straight uphill; where even that leads nowhere, the path ends.
+        stuck = going & ~moved
+        over = over | (stuck & plain)
+        inverse = torch.where(stuck[:, None, None], _plain(gradient), inverse)
+        plain = (plain & ~curved) | stuck
+        x, value = torch.where(moved[:, None], new, x), torch.where(moved, new_value, value)
+        gradient = torch.where(moved[:, None], new_gradient, gradient)
         _judge(slope, best, x, gradient, inverse, moved, generator)
     return best
+
+
+def _plain(gradient: Tensor) -> Tensor:
+    """Inverse Hessian estimates ``(k, d, d)`` with which a first step is no longer than 1."""
+    k, d = gradient.shape
+    size = gradient.norm(dim=1).clamp(min=1.0)[:, None, None]
+    return torch.eye(d, dtype=gradient.dtype).expand(k, d, d) / size
 
 
 def polished(slope: Slope, found: Gaussians, generator: torch.Generator, rounds: int = 4) -> Gaussians:

@@ -4,12 +4,11 @@
 
 DIR holds ``data/NAME.json`` and ``draws/NAME.npz`` (``draws[chain, draw, parameter]`` with ``names``), from posteriordb
 (Magnusson et al. 2024). The targets are ``posteriors/*.py``; the flow and the training are those of the shipped recipe
-``posterior``, for all. Each is fitted by ``flowcli fit`` on one thread, its figures come from ``flowcli evaluate`` and
-its draws from ``flowcli sample --resample``, 10,000 of them. ``s`` and ``CPU s`` are those of the fit, start-up
-included. Errors are the largest over all parameters: of means in reference standard deviations, of standard deviations
-relative to these. The mean-field Gaussian (independent in the unconstrained space, the same path derivatives) is
-weighted and resampled in the same way. Prints the table and writes
-``results/posteriors.json``. Needs the ``vi`` extra.
+``posterior``, for all. Each is fitted by ``flowcli fit`` on one thread: ``s`` and ``CPU s`` are what that took, with
+start-up. The figures are those of ``flowcli evaluate``, the draws those of ``flowcli sample --resample``, 10,000.
+Errors are the largest over all parameters: of means in reference standard deviations, of standard deviations relative
+to these. The mean-field Gaussian (independent in the unconstrained space, the same path derivatives) is weighted and
+resampled in the same way. Prints the table and writes ``results/posteriors.json``. Needs the ``vi`` extra.
 """
 
 from __future__ import annotations
@@ -24,11 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 import yaml
 from numpy.typing import NDArray
@@ -39,9 +40,9 @@ from flowcli.flows.base import Gaussian
 from flowcli.flows.flow import Flow
 from flowcli.flows.linear import ActNorm
 from flowcli.variational.ascent import Ascent, Plan
-from flowcli.variational.fit import prepare
-from flowcli.variational.posterior import seeded
-from flowcli.variational.start import find, whitening
+from flowcli.variational.evaluate import evaluate
+from flowcli.variational.posterior import Posterior, seeded
+from flowcli.variational.start import whitening
 from flowcli.variational.target import LogDensity
 from flowcli.variational.weights import evenly, importance_draws, plain_draws, smoothed
 from tests.benchmarks.machine import machine
@@ -76,7 +77,7 @@ def recipe_of(target: str, data: Path) -> dict[str, Any]:
 def errors(target: str, drawn: Mapping[str, NDArray[np.float64]], data: Path) -> dict[str, float]:
     """The largest errors of mean and standard deviation over what the reference draws hold."""
     reported = runpy.run_path(str(HERE / "posteriors" / f"{target}.py")).get("reported", dict)
-    found = reported({name: torch.from_numpy(value) for name, value in drawn.items()})
+    found = reported({name: torch.tensor(value) for name, value in drawn.items()})
     ours = np.column_stack([value.reshape(len(value), -1).numpy() for value in found.values()])
     with np.load(data / "draws" / f"{REFERENCES[target][1]}.npz") as file:
         theirs = file["draws"].reshape(-1, file["draws"].shape[-1])
@@ -99,44 +100,36 @@ def by_name(frame: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
     return {name: frame[of if of != [name] else name].to_numpy() for name, of in names.items()}
 
 
-def flow(target: str, data: Path, seed: int, folder: Path) -> dict[str, Any]:
-    """Fit, evaluate and sample on the command line."""
+def fitted(target: str, data: Path, seed: int, folder: Path) -> tuple[Posterior, dict[str, float]]:
+    """Fit on the command line; the posterior, and what that took."""
     (folder / "r.yaml").write_text(yaml.safe_dump(recipe_of(target, data)))
-
-    def flowcli(*words: object) -> str:
-        command = [sys.executable, "-m", "flowcli", *map(str, words), "--allow-code", "-q", "--seed", str(seed)]
-        return subprocess.run(
-            command,
-            cwd=folder,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        ).stdout
-
+    command = [sys.executable, "-m", "flowcli", "fit", "r.yaml", "-o", "run", "--allow-code", "--seed", str(seed), "-q"]
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    flowcli("fit", "r.yaml", "-o", "run")
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=alone)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds, cpu = time.monotonic() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    found = json.loads(flowcli("evaluate", "run", "--json"))
-    flowcli("sample", "run", "-n", DRAWS, "--resample", "-o", "drawn.parquet")
-    flowcli("sample", "run", "-n", DRAWS, "-o", "plain.parquet")
-    resampled, plain = (
-        errors(target, by_name(pd.read_parquet(folder / f)), data) for f in ("drawn.parquet", "plain.parquet")
-    )
-    return {"seconds": seconds, "cpu_seconds": cpu, "resampled": resampled, "plain": plain} | found
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Posterior.load(folder / "run"), {"seconds": time.monotonic() - began, "cpu_seconds": cpu}
 
 
-def mean_field(target: str, data: Path, seed: int) -> dict[str, Any]:
-    """The same for independent Gaussians."""
-    _, density = prepare(recipes.from_dict(recipe_of(target, data)), allow_code=True)
-    generator, d = seeded(seed, 0), density.space.features
-    start = find(density, generator)
-    layers = [whitening(start.mean, torch.diag((start.factor @ start.factor.T).diagonal().sqrt())), ActNorm(d)]
-    fitted = Flow(layers, Gaussian(d)).double()
-    Ascent(fitted, density, MEAN_FIELD, generator).run()
-    own = plain_draws(fitted, density, DRAWS, seeded(seed, 1))
-    spread = importance_draws(fitted, density, 4 * DRAWS, seeded(seed, 2))
+def measured(target: str, posterior: Posterior, density: LogDensity, data: Path, seed: int) -> dict[str, Any]:
+    """What ``evaluate`` says, and the errors of what ``sample`` gives, with ``--resample`` and without."""
+    resampled = posterior.resampled(density, DRAWS, seed)[0].to_pandas()
+    plain = pa.Table.from_batches(posterior.sample_batches(DRAWS, seed)).to_pandas()
+    found = {"resampled": errors(target, by_name(resampled), data), "plain": errors(target, by_name(plain), data)}
+    return found | asdict(evaluate(posterior, density, seed=seed))
+
+
+def mean_field(target: str, posterior: Posterior, density: LogDensity, data: Path, seed: int) -> dict[str, Any]:
+    """The same for independent Gaussians, which begin where the flow began."""
+    first, d = next(iter(posterior.flow.bijection)), density.space.features
+    origin = first.inverse(torch.zeros(1, d, dtype=torch.float64))[0]
+    factor = (first.inverse(torch.eye(d, dtype=torch.float64))[0] - origin).T
+    layers = [whitening(origin[0], torch.diag((factor @ factor.T).diagonal().sqrt())), ActNorm(d)]
+    flow = Flow(layers, Gaussian(d)).double()
+    Ascent(flow, density, MEAN_FIELD, seeded(seed, 0)).run()
+    own = plain_draws(flow, density, DRAWS, seeded(seed, 1))
+    spread = importance_draws(flow, density, 4 * DRAWS, seeded(seed, 2))
     log_weights, shape = smoothed(spread.log_weights)
     picked = spread.u[torch.from_numpy(evenly(log_weights, DRAWS, np.random.default_rng(seed)))]
     finite = own.log_weights[own.log_weights > -torch.inf]
@@ -181,8 +174,11 @@ def main() -> None:
     print("| --- |" + " ---: |" * 12)
     for target in options.only:
         with tempfile.TemporaryDirectory() as folder:
-            ours = flow(target, options.data, options.seed, Path(folder))
-        plain = mean_field(target, options.data, options.seed)
+            posterior, took = fitted(target, options.data, options.seed, Path(folder))
+        assert posterior.recipe.target is not None
+        density = LogDensity.load(posterior.recipe.target, posterior.space, allow_code=True)
+        ours = took | measured(target, posterior, density, options.data, options.seed)
+        plain = mean_field(target, posterior, density, options.data, options.seed)
         rows[target] = {"flow": ours, "mean_field": plain, "good": good(ours), "mean_field_good": good(plain)}
         print(_line(target, ours, plain), flush=True)
         table = {"machine": machine(), "seed": options.seed, "posteriors": rows}
