@@ -70,7 +70,8 @@ def _plain(gradient: Tensor) -> Tensor:
     """Inverse Hessian estimates ``(k, d, d)`` with which a first step is no longer than 1."""
     k, d = gradient.shape
     size = gradient.norm(dim=1).clamp(min=1.0)[:, None, None]
-    return torch.eye(d, dtype=gradient.dtype).expand(k, d, d) / size
+    estimate: Tensor = torch.eye(d, dtype=gradient.dtype).expand(k, d, d) / size
+    return estimate
 
 
 def polished(slope: Slope, found: Gaussians, generator: torch.Generator, rounds: int = 4) -> Gaussians:
