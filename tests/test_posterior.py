@@ -143,6 +143,13 @@ def test_a_target_that_changed_is_told(run: Path) -> None:
     assert done.stderr == f"warning: {run / 'target.py'}: its code or its data have changed since the fit\n"
 
 
+def test_what_a_target_prints_is_no_result(tmp_path: Path) -> None:
+    write(tmp_path, TARGET.replace("    mu, theta", "    print('here')\n    mu, theta"))
+    done = flowcli("fit", "recipe.yaml", "--allow-code", "-o", "run", "-s", "train.epochs=1", cwd=tmp_path)
+    assert done.stdout == "run\n"
+    assert "here" in done.stderr.splitlines()
+
+
 def test_inspect(run: Path) -> None:
     text = succeed("inspect", "run", cwd=run)
     assert f"target    {run / 'target.py'}: log_density" in text

@@ -92,13 +92,15 @@ def draws(
 def evaluate_target(posterior: Posterior, allow_code: bool, seed: int, json_: bool) -> None:
     """Print whether the posterior can be trusted."""
     import json
+    import math
     from dataclasses import asdict
 
     from flowcli.variational import evaluate
 
     found = evaluate(posterior, density_of(posterior, allow_code), seed=seed)
     if json_:
-        console.result(json.dumps(asdict(found), indent=2))
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(found).items()}
+        console.result(json.dumps(values, indent=2))
         return
     for name, value in (
         ("draws", f"{found.draws:,}" + (f" ({found.finite:.2%} where the target is finite)" * (found.finite < 1))),

@@ -56,7 +56,7 @@ class Plan:
 def coefficients(log_weights: Tensor, forward: float) -> Tensor:
     """What each draw's path derivative ∂ log w/∂x · ∂x/∂φ counts, ``(n,)``: 1/n ascends the ELBO, that is KL(q‖p)
     (Roeder et al. 2017, sticking the landing); w̃(1 − w̃), with the normalised weights w̃, descends KL(p‖q), which keeps
-    the tails and the modes (Tucker et al. 2019, equation 12). Both have no variance where q = p.
+    the tails and the modes (Tucker et al. 2019, reweighted wake-sleep). Both have no variance where q = p.
 
     Draws at which the target is not finite count nothing.
     """

@@ -42,19 +42,18 @@ def evaluate(posterior: Posterior, density: LogDensity, draws: int = DRAWS, seed
     these. Raises UsageError without arviz-stats, TrainingError when hardly any draw has a finite weight."""
     own = plain_draws(posterior.flow, density, draws, seeded(seed, 0)).log_weights.numpy()
     inside = np.isfinite(own)
-    spread = importance_draws(posterior.flow, density, draws, seeded(seed, 1)).log_weights
-    log_weights, shape = smoothed(spread)
-    weights = np.exp(log_weights)
-    # Of log (1/n) Σ w, by the delta method; smoothing leaves out a constant, which one draw gives back.
-    back = float(np.median(spread.numpy()[np.isfinite(spread.numpy())] - log_weights[np.isfinite(spread.numpy())]))
-    elbo, evidence = float(own[inside].mean()) if inside.any() else -math.inf, back
-    left = effective(log_weights)
+    raw = importance_draws(posterior.flow, density, draws, seeded(seed, 1)).log_weights
+    log_weights, shape = smoothed(raw)
+    weights, left = np.exp(log_weights), effective(log_weights)
+    # Smoothed weights have the mean 1. Most are not changed by smoothing but for that constant, the evidence.
+    evidence = float(np.median(raw.numpy()[np.isfinite(raw.numpy())] - log_weights[np.isfinite(raw.numpy())]))
+    elbo = float(own[inside].mean()) if inside.any() else -math.inf
     return Verdict(
         draws=draws,
         elbo=elbo,
         elbo_error=float(own[inside].std()) / math.sqrt(max(inside.sum(), 1)),
         evidence=evidence,
-        evidence_error=float(weights.std() / weights.mean()) / math.sqrt(draws),
+        evidence_error=float(weights.std()) / math.sqrt(draws),  # of log (1/n) Σ w, by the delta method
         divergence=evidence - elbo,
         k_hat=shape,
         effective_sample_size=left,

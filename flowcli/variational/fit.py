@@ -17,7 +17,7 @@ from flowcli.model import MODEL_FILE
 from flowcli.recipe import Recipe
 from flowcli.training.prepare import as_recipe
 from flowcli.training.run import Run, describe, versions
-from flowcli.variational.ascent import Ascent, Evaluation, Plan, Stopped
+from flowcli.variational.ascent import Ascent, Evaluation, Plan
 from flowcli.variational.evaluate import DRAWS
 from flowcli.variational.posterior import Posterior, new_flow, seeded
 from flowcli.variational.space import Space
@@ -145,6 +145,3 @@ def _manifest(posterior: Posterior, seconds: float) -> dict[str, Any]:
         "seconds": {"total": round(seconds, 3)},
         "metrics": posterior.about,
     }
-
-
-__all__ = ["Stopped", "fit", "prepare"]

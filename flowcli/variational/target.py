@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -9,7 +10,6 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -114,13 +114,14 @@ class LogDensity:
         return value.masked_fill(bad, -torch.inf), gradient.masked_fill(bad[:, None], 0.0)
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(target: Target) -> Iterator[None]:
     """While open, the target's code runs. What it raises becomes a UsageError that says where."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result
+            yield
     except (Exception, SystemExit) as error:
         raise Raised(f"{_place(error, target.file)}: {_told(error)}.") from error
     finally:

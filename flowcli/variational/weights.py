@@ -89,7 +89,8 @@ def smoothed(log_weights: Tensor) -> tuple[NDArray[np.float64], float]:
     if spread < 1e-8 and finite.all():  # q = p up to rounding: there is no tail to fit
         return np.zeros_like(values), 0.0
     values = np.where(finite, values, -spread - 700)  # exp(−700) is as good as 0
-    result, shape = array_stats.psislw(-values)  # as of log-likelihoods, whose weights are their inverses
+    with np.errstate(divide="ignore", invalid="ignore"):  # k̂ is NaN then, which nobody takes for a good one
+        result, shape = array_stats.psislw(-values)  # as of log-likelihoods, whose weights are their inverses
     result = result - result.max()
     return result - math.log(np.exp(result).mean()), float(shape)
 

@@ -1,6 +1,6 @@
 """Posteriors against reference draws: one recipe for all of them, a mean-field Gaussian beside it.
 
-    python -m tests.benchmarks.posteriors --data DIR [--only NAME ...] [--seed 0]
+    python -m tests.benchmarks.posteriors --data DIR [--only NAME ...] [--seed 0] [--max-time 1h]
 
 DIR holds ``data/NAME.json`` and ``draws/NAME.npz`` (``draws[chain, draw, parameter]`` with ``names``), from posteriordb
 (Magnusson et al. 2024). The targets are ``posteriors/*.py``; the flow and the training are those of the shipped recipe
@@ -100,10 +100,13 @@ def by_name(frame: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
     return {name: frame[of if of != [name] else name].to_numpy() for name, of in names.items()}
 
 
-def fitted(target: str, data: Path, seed: int, folder: Path) -> tuple[Posterior, dict[str, float]]:
+def fitted(
+    target: str, data: Path, seed: int, max_time: str | None, folder: Path
+) -> tuple[Posterior, dict[str, float]]:
     """Fit on the command line; the posterior, and what that took."""
     (folder / "r.yaml").write_text(yaml.safe_dump(recipe_of(target, data)))
     command = [sys.executable, "-m", "flowcli", "fit", "r.yaml", "-o", "run", "--allow-code", "--seed", str(seed), "-q"]
+    command += ["--max-time", max_time] if max_time else []
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=alone)
@@ -165,6 +168,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(REFERENCES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-time", help="for a busy machine, in place of the recipe's")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows = {}
@@ -174,7 +178,7 @@ def main() -> None:
     print("| --- |" + " ---: |" * 12)
     for target in options.only:
         with tempfile.TemporaryDirectory() as folder:
-            posterior, took = fitted(target, options.data, options.seed, Path(folder))
+            posterior, took = fitted(target, options.data, options.seed, options.max_time, Path(folder))
         assert posterior.recipe.target is not None
         density = LogDensity.load(posterior.recipe.target, posterior.space, allow_code=True)
         ours = took | measured(target, posterior, density, options.data, options.seed)
