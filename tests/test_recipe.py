@@ -57,7 +57,7 @@ zzz: 1
         "r.yaml:8:3: train.learning_rat: unknown key. Did you mean train.lr?",
         "r.yaml:9:15: train.batch_size: 'big' must be a whole number, or must be auto.",
         "r.yaml:10:11: train.epochs: 1.5 must be a whole number.",
-        "r.yaml:11:1: zzz: unknown key. Known here: version, data, flow, train, score.",
+        "r.yaml:11:1: zzz: unknown key. Known here: version, data, target, parameters, flow, train, score.",
     ]
 
 
@@ -223,7 +223,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 
 def test_the_json_schema_knows_every_section() -> None:
     schema = recipes.json_schema()
-    assert set(schema["properties"]) == {"version", "data", "flow", "train", "score"}
+    assert set(schema["properties"]) == {"version", "data", "target", "parameters", "flow", "train", "score"}
     json.dumps(schema)
 
 

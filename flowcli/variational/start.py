@@ -94,6 +94,7 @@ def _together(density: LogDensity, found: Gaussians, which: list[int], generator
     weights = truncated(density(u).detach() - log_q)
     centre = weights @ u
     covariance = (u - centre).T @ (weights[:, None] * (u - centre))
+    covariance = covariance + torch.diag(1e-6 * covariance.diagonal())  # few draws may hold all the weight
     pool = u[torch.multinomial(weights, POOL, replacement=True, generator=generator)]
     return Start(centre, torch.linalg.cholesky(covariance), pool, k)
 
