@@ -43,6 +43,8 @@ def main(run: str, reference: str) -> None:
     assert posterior.recipe.target is not None
     density = LogDensity.load(posterior.recipe.target, posterior.space, allow_code=True)
     drawn = posterior.resampled(density, 10_000)[0].to_pandas()
+    for i in range(8):
+        drawn[f"theta[{i}]"] = drawn["mu"] + drawn["tau"] * drawn[f"z[{i}]"]
     with np.load(reference) as file:
         theirs = dict(zip(file["names"], file["draws"].reshape(-1, file["draws"].shape[-1]).T, strict=True))
     names = list(SHOWN)
