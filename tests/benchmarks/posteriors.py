@@ -76,15 +76,12 @@ def recipe_of(target: str, data: Path) -> dict[str, Any]:
 
 def errors(target: str, drawn: Mapping[str, NDArray[np.float64]], data: Path) -> dict[str, float]:
     """The largest errors of mean and standard deviation over what the reference draws hold."""
-    reported = runpy.run_path(str(HERE / "posteriors" / f"{target}.py")).get("reported", dict)
-    found = reported({name: torch.tensor(value) for name, value in drawn.items()})
+    module = runpy.run_path(str(HERE / "posteriors" / f"{target}.py"))
+    values = {name: torch.tensor(drawn[name]) for name in module["PARAMETERS"]}
+    found = module.get("reported", dict)(values)
     ours = np.column_stack([value.reshape(len(value), -1).numpy() for value in found.values()])
     with np.load(data / "draws" / f"{REFERENCES[target][1]}.npz") as file:
         theirs = file["draws"].reshape(-1, file["draws"].shape[-1])
-    order = list(found)
-    if target.startswith("eight"):
-        order = sorted(order, key=["theta", "mu", "tau"].index)
-        ours = np.column_stack([found[name].reshape(len(ours), -1).numpy() for name in order])
     spread = theirs.std(0)
     return {
         "mean": float(np.abs((ours.mean(0) - theirs.mean(0)) / spread).max()),
