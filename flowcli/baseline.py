@@ -83,6 +83,15 @@ class Baseline:
         log_prob: Tensor = -0.5 * z.square().sum(1) - log_scale - len(self.mean) * HALF_LOG_2PI + log_slope
         return log_prob
 
+    def root(self) -> Tensor:
+        """R ``(features, features)`` with RᵀR the covariance, whose rows and columns of discrete numbers are zero: a
+        row εᵀR of standard Gaussian noise ε has the continuous columns' covariance and leaves the others alone."""
+        covariance, discrete = self.covariance, len(self.cells)
+        whole = torch.diag(covariance) if covariance.ndim == 1 else covariance.clone()
+        whole[:discrete], whole[:, :discrete] = 0, 0
+        whole[discrete:, discrete:] = torch.linalg.cholesky(whole[discrete:, discrete:]).T
+        return whole
+
     @cached_property
     def _precision(self) -> Tensor:
         precision: Tensor = torch.linalg.inv(self.covariance)

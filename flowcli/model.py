@@ -7,6 +7,7 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from flowcli.data.status import NAMES, NONFINITE, OK, VIOLATED
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.flow import Flow
+from flowcli.neighbours import FIGURES, MOST, Neighbours
 from flowcli.ordered import in_order
 from flowcli.recipe import Recipe, from_dict
 
@@ -55,7 +57,8 @@ class Model:
     """What ``score`` and ``sample`` need, and the public Python API.
 
     ``calibration (k, held-out rows)`` holds what scores are made of, float64 (:mod:`flowcli.scoring.method`).
-    ``about`` is what ``inspect`` prints beside.
+    ``reference (m, features)`` are the encoded training rows that ``score.method: neighbours`` compares with. ``about``
+    is what ``inspect`` prints beside.
     """
 
     recipe: Recipe
@@ -64,6 +67,7 @@ class Model:
     baseline: Baseline
     calibration: Tensor
     about: dict[str, Any] = field(default_factory=dict)
+    reference: Tensor | None = None
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -75,6 +79,8 @@ class Model:
             "baseline.covariance": self.baseline.covariance,
             "calibration": self.calibration,
         }
+        if self.reference is not None:
+            tensors["reference"] = self.reference
         about = {"recipe": self.recipe.model_dump(mode="json"), "codec": self.codec.to_dict(), "about": self.about}
         tensorfile.write(pathlib.Path(path), tensors, about)
 
@@ -104,16 +110,24 @@ class Model:
             "baseline.mean": (torch.Size([d]), torch.float64),
             "baseline.covariance": (torch.Size([d] * (1 + (d <= MAX_COVARIANCE and not diagonal))), torch.float64),
         }
-        calibration = tensors.pop("calibration", torch.empty(0))
+        compares = recipe.score.method == "neighbours"
+        calibration, reference = tensors.pop("calibration", torch.empty(0)), tensors.pop("reference", None)
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == 1 + images
-        if found != shapes or not calibrated:
-            differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items())) or ["calibration"]
+        figures = 1 + images + FIGURES * compares
+        calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == figures
+        if reference is None:
+            referred = not compares
+        else:
+            referred = compares and reference.dtype == torch.float64 and 1 <= len(reference) <= MOST
+            referred = referred and reference.shape[1:] == (d,)
+        if found != shapes or not calibrated or not referred:
+            differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items()))
+            differing += ["reference" if calibrated else "calibration"]
             raise ModelFileError(f"{file}: the tensor {differing[0]} is not what the file's own recipe implies.")
         flow = new_flow(recipe, codec)
         flow.load_state_dict({name[len("flow.") :]: t for name, t in tensors.items() if name.startswith("flow.")})
         baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"], codec.cells)
-        return Model(recipe, codec, flow.eval(), baseline, calibration, about)
+        return Model(recipe, codec, flow.eval(), baseline, calibration, about, reference)
 
     @property
     def points(self) -> int:
@@ -125,6 +139,18 @@ class Model:
     def threads(self) -> int:
         """How many batches are worth computing at once: as many as torch has threads; one, where a device does it."""
         return torch.get_num_threads() if self.flow.base.anchor.device.type == "cpu" else 1
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """What rows are compared with, if the recipe's score asks for it."""
+        return None if self.reference is None else Neighbours(self.reference, self.baseline, self.flow)
+
+    def log_distances(self, rows: Rows) -> NDArray[np.float64]:
+        """:meth:`~flowcli.neighbours.Neighbours.log_distances` ``(k, n)`` of rows that were read; of none, without."""
+        if self.neighbours is None:
+            return np.empty((0, len(rows)))
+        y, _ = self.codec.encode(rows.raw, torch.full_like(rows.raw, 0.5))
+        return np.asarray(self.neighbours.log_distances(y, rows.missing).numpy())
 
     # -- density -------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
+        self.noise_shape = baseline.root().to(self.device, self.dtype) if settings.noise_shape == "data" else None
         self.average = Average(flow, settings.ema)
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
@@ -163,7 +164,8 @@ class Trainer:
         self.clock.lap("other")
         y, context = self._batch(data, index)
         if self.settings.noise:
-            y = y + self.settings.noise * torch.randn(y.shape, generator=noise, dtype=y.dtype, device=y.device)
+            drawn = torch.randn(y.shape, generator=noise, dtype=y.dtype, device=y.device)
+            y = y + self.settings.noise * (drawn if self.noise_shape is None else drawn @ self.noise_shape)
         self.clock.lap("data")
         loss = -self.forward(y, context).mean()
         self.clock.lap("forward")

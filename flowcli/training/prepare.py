@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flowcli import recipe as recipes
 from flowcli.baseline import Baseline
 from flowcli.build import dtype_of, new_flow
 from flowcli.data.codec import Codec, Rows
-from flowcli.data.columns import Constant, Gated, Told
+from flowcli.data.columns import Constant, Gated, Told, arrow_type, is_number
 from flowcli.data.groups import Groups
 from flowcli.data.image import COLUMN as IMAGE
 from flowcli.data.image import ImageCodec
@@ -29,7 +30,8 @@ from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
 from flowcli.flows.levels import Levels
 from flowcli.model import Model
-from flowcli.recipe import Column, Image, Recipe
+from flowcli.neighbours import MOST
+from flowcli.recipe import Image, Recipe
 from flowcli.training.clock import Clock
 from flowcli.training.encode import HELD_OUT
 from flowcli.training.loop import batch_size
@@ -80,6 +82,12 @@ class Prepared:
                     levels.know(i, log_ratio)
         if some.missing is not None:
             y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
+        self.reference: Tensor | None = None
+        if recipe.score.method == "neighbours":
+            if self.codec.shape or self.codec.context:
+                raise UsageError("score.method: neighbours is for tables without given columns.")
+            picked = np.random.default_rng(recipe.train.seed).permutation(len(y))[:MOST]
+            self.reference = y[np.sort(picked)]
         first = self.codec.rows_at_once
         self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
         self.flow.to(dtype_of(recipe))
@@ -88,7 +96,7 @@ class Prepared:
         """A Model of the flow as it is now, calibrated on what held-out scores are made of, ``(k, rows)``."""
         least = np.finfo(np.float64).min  # a file keeps no infinities
         finite = torch.from_numpy(np.nan_to_num(calibration, nan=least, neginf=least))
-        return Model(self.recipe, self.codec, self.flow, self.baseline, finite, about)
+        return Model(self.recipe, self.codec, self.flow, self.baseline, finite, about, self.reference)
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -206,7 +214,8 @@ def _resolved(recipe: Recipe, codec: Codec, batch: int, stream: bool) -> Recipe:
     """The recipe with what was found in the data written into it."""
     columns = dict(recipe.data.columns)
     for column in (*(codec.columns if isinstance(codec, TableCodec) else ()), *codec.given):
-        options, value = columns.get(column.name, Column()), column.value if isinstance(column, Gated) else column
+        options = recipe.data.options(column.name, is_number(arrow_type(column.arrow_type)))
+        value = column.value if isinstance(column, Gated) else column
         if not isinstance(column, Constant | Told):
             kind = "bool" if column.arrow_type == "bool" else RECIPE_KINDS.get(value.kind, value.kind)
             columns[column.name] = options.model_copy(update={"type": kind})
