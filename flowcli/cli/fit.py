@@ -67,6 +67,8 @@ def fit(
     if alone and not dry_run and not resume and run.exists() and not force and (not run.is_dir() or any(run.iterdir())):
         raise UsageError(f"{run}: exists already; --force replaces it, --resume goes on with it.")
 
+    if not alone:  # what torch says of processes that are gone is for its makers, and read once, at its import
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flowcli.training.group import join
 
     group = join()

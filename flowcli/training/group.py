@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,9 +54,10 @@ class Group:
         """Which of ``n`` things are this process's."""
         return slice(0, n)
 
-    def mean(self, loss: Tensor, gradients: Sequence[Tensor], weight: float) -> Tensor:
-        """The whole batch's loss, of means over shares with these weights; and ``gradients`` become those of it."""
-        return loss
+    def mean(self, loss: Tensor, gradients: Sequence[Tensor], weight: float, one: bool) -> tuple[Tensor, bool]:
+        """The whole batch's loss, of means over shares with these weights, and :meth:`any`, in one message;
+        ``gradients`` become those of that loss."""
+        return loss, one
 
     def sum(self, parts: Tensor) -> Tensor:
         """Of what each process has."""
@@ -137,15 +139,14 @@ class Processes(Group):
     def share(self, n: int) -> slice:
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
-    def mean(self, loss: Tensor, gradients: Sequence[Tensor], weight: float) -> Tensor:
-        flat = torch.cat([loss.detach().view(1), *(gradient.flatten() for gradient in gradients)]).mul_(weight)
-        with self._together():
-            dist.all_reduce(flat)
-        whole, *parts = flat.split([1, *(gradient.numel() for gradient in gradients)])
+    def mean(self, loss: Tensor, gradients: Sequence[Tensor], weight: float, one: bool) -> tuple[Tensor, bool]:
+        head = torch.stack([loss.detach(), loss.new_tensor(float(one))])
+        flat = torch.cat([head, *(gradient.flatten() for gradient in gradients)]).mul_(weight)
+        self.sum(flat)
+        head, *parts = flat.split([2, *(gradient.numel() for gradient in gradients)])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        mean: Tensor = whole[0]
-        return mean
+        return head[0], bool(head[1])
 
     def sum(self, parts: Tensor) -> Tensor:
         with self._together():
@@ -211,7 +212,7 @@ class Processes(Group):
         try:
             yield
         except RuntimeError as error:
-            reason, _, _ = str(error).partition("\n")[0].rpartition(".cc:")[2].partition(". ")
+            reason = re.sub(r"^\[\S+\] |\. .*", "", str(error).partition("\n")[0])  # gloo says where in gloo
             raise TrainingError(
                 f"process {self.rank} of {self.size} has lost another, which has ended or cannot be reached, and does "
                 f"not go on alone ({reason}); --resume goes on from the last state."

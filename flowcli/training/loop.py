@@ -148,7 +148,6 @@ class Trainer:
         order = torch.randperm(len(data.y), generator=shuffle).to(self.home)
         total, taken = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for start in range(0, len(order) - self.batch + 1, self.batch):
-            self._poll()
             loss = self._step(data, order[start : start + self.batch], noise)
             if loss is None:
                 c.skipped, c.bad = c.skipped + 1, c.bad + 1
@@ -166,7 +165,8 @@ class Trainer:
         return True
 
     def _step(self, data: Encoded, index: Tensor, noise: torch.Generator) -> Tensor | None:
-        """One step on the rows at ``index``; None, and nothing changed, when loss or gradient is not finite."""
+        """One step on the rows at ``index``; None, and nothing changed, when loss or gradient is not finite. Raises
+        Interrupted."""
         self.clock.lap("other")
         y, context = self._batch(data, index[self.share])
         if self.settings.noise:
@@ -180,7 +180,9 @@ class Trainer:
         loss.backward()
         self.clock.lap("backward")
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        loss = self.group.mean(loss, gradients, len(y) / len(index))
+        loss, stopped = self.group.mean(loss, gradients, len(y) / len(index), self.stopped())
+        if stopped:
+            raise Interrupted
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm + loss.detach()):
             return None
@@ -306,13 +308,13 @@ class Trainer:
 
     def _windows(self, epoch: int) -> Iterator[Encoded]:
         """The windows that are left of an epoch: with new dequantisation noise and new values for missing ones each
-        time, if there are such."""
+        time, if there are such; else as they were in the first, which a fit that goes on has not seen."""
         for parts in self.rows.windows(epoch, self.counters.window):
             drawn = self.codec.dequantised or any(rows.missing is not None for _, rows in parts)
             if drawn or not isinstance(self.rows, Together):
                 yield self.encoder.encode(parts, epoch, self.average.module)
             else:
-                self.data = self.data or self.encoder.encode(parts, epoch, self.average.module)
+                self.data = self.data or self.encoder.encode(parts, 0, self.average.module)
                 yield self.data
 
 
