@@ -30,7 +30,8 @@ def befall(mishap: str, at: int) -> None:
     def mishaps(self: Trainer, *arguments: Any) -> Any:
         honest, now = self.forward, next(count)
         if now == at and mishap in ("SIGKILL", "SIGTERM", "SIGINT"):
-            os.kill(os.getpid(), signal.Signals[mishap])
+            for _ in range(2):  # a launcher passes on what its processes hear as well
+                os.kill(os.getpid(), signal.Signals[mishap])
         if now == at and mishap == "infinity":
             self.forward = lambda *batch: honest(*batch) * math.inf
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from command import ENVIRONMENT, flowcli, succeed
+from command import ENVIRONMENT, ask, flowcli, succeed
 
 QUICK = ("-s", "train.epochs=5", "-s", "train.batch_size=130", "--no-progress")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -33,12 +32,6 @@ class Ended(NamedTuple):
     err: str
 
 
-@functools.cache
-def _forker() -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ranks.py"))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-
-
 def fit(
     folder: Path | Sequence[Path], *arguments: object, processes: int = 2, victim: int | None = None, mishap: str = "",
     at: int = 0,
@@ -49,12 +42,7 @@ def fit(
         "arguments": ["fit", *map(str, arguments)], "folders": list(map(str, folders)), "processes": processes,
         "victim": victim, "mishap": mishap, "at": at,
     }  # fmt: skip
-    forker = _forker()
-    assert forker.stdin is not None
-    assert forker.stdout is not None
-    forker.stdin.write(json.dumps(request) + "\n")
-    forker.stdin.flush()
-    return [Ended(**found) for found in json.loads(forker.stdout.readline())]
+    return [Ended(**found) for found in ask("ranks.py", request)]
 
 
 def well(ended: list[Ended]) -> None:
@@ -203,17 +191,7 @@ def test_missing_values_are_drawn_alike(tmp_path: Path, mixed: pd.DataFrame) -> 
     holes = mixed[["x", "y"]].mask(np.random.default_rng(0).random((len(mixed), 2)) < 0.2)
     holes.to_csv(tmp_path / "h.csv", index=False)
     columns = "data.columns={x: {missing: marginalise}, y: {missing: marginalise}}"
-    command = (
-        "quickstart",
-        "h.csv",
-        "-s",
-        columns,
-        "-s",
-        "train.epochs=3",
-        "-s",
-        "score.dequantization_samples=1",
-        "-o",
-    )
+    command = ("quickstart", "h.csv", "-s", columns, "-s", "train.epochs=2", "-o")
     succeed("fit", *command, "one", cwd=tmp_path)
     well(fit(tmp_path, *command, "two"))
     one, two = (about(tmp_path / run)["metrics"]["held_out_log_prob"] for run in ("one", "two"))

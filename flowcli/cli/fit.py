@@ -114,7 +114,7 @@ def _fit(
     if clock:
         clock.lap("start-up")
     prepared = prepare(recipe, say=console.note, clock=clock)
-    with console.Signals() as signals:
+    with console.Signals(patient=group.size > 1) as signals:  # a launcher passes on what its processes hear as well
         try:
             model = train(prepared, run, display(), force, resume, start, signals.seen, clock, group)
         except Interrupted:
