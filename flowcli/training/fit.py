@@ -20,13 +20,14 @@ from flowcli.errors import TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
 from flowcli.scoring.method import ingredients
+from flowcli.training.board import Board
 from flowcli.training.clock import Clock, Profile
 from flowcli.training.group import Group
 from flowcli.training.loop import Interrupted, Trainer
 from flowcli.training.prepare import Prepared, as_recipe, prepare, random_rows
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import digest
-from flowcli.training.run import Fingerprint, Run, describe, versions
+from flowcli.training.run import BOARD, Fingerprint, Run, describe, versions
 from flowcli.training.state import State, copy_of
 
 if TYPE_CHECKING:
@@ -110,11 +111,16 @@ def train(
             f"{folder}: was fitted by {_processes(start.counters.processes)} and goes on with "
             f"{_processes(group.size)}, which add in another order: the result will not be the same to the last digit."
         )
+    board = None
+    if record and prepared.recipe.train.log:
+        board = Board(record.folder / BOARD, start.counters.step if start else 0)
     due = 0.0
 
     def on_state(state: State, evaluation: Evaluation | None) -> None:
         nonlocal due
         evaluations.extend([evaluation] if evaluation else [])
+        if board and evaluation:
+            board.write(evaluation)
         if record and time.monotonic() > due:
             start = time.monotonic()
             save(record, state)
@@ -158,6 +164,8 @@ def train(
         group.wait()
         raise
     finally:
+        if board:
+            board.close()
         if record:
             record.clear()
 
@@ -229,7 +237,8 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
 def _fingerprint(prepared: Prepared) -> Fingerprint:
     """What a resumed fit must share with the one it goes on with: recipe, columns and rows."""
     recipe = prepared.recipe.model_dump(mode="json")
-    recipe["train"].pop("max_time")
+    for name in ("max_time", "log"):
+        recipe["train"].pop(name)
     recipe["data"].pop("files")
     found = {
         f"{section}.{key}": json.dumps(value)

@@ -27,7 +27,8 @@ STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states
 STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
 MANIFEST = "run.json"
 PROFILE = "profile.json"
-OURS = {"recipe.yaml", MANIFEST, PROFILE, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
+BOARD = "tensorboard"
+OURS = {"recipe.yaml", MANIFEST, PROFILE, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES, BOARD}  # what a fit writes
 
 Fingerprint = dict[str, str]  # what a resumed fit must share with the one it goes on with, by name
 
