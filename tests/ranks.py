@@ -1,6 +1,7 @@
 """The command line in several processes at once, as torchrun starts them, forked from one that has imported everything.
 
-A JSON line in, one out. ``mishap`` befalls the process ``victim`` at its training step number ``at``.
+A JSON line in, one out. With ``torchrun`` this process keeps a store, as that does. ``mishap`` befalls the process
+``victim`` at its training step number ``at``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def one(rank: int, port: int, request: dict[str, Any]) -> Done:
     def prepare() -> None:
         os.chdir(request["folders"][rank])
         place = {"RANK": rank, "WORLD_SIZE": request["processes"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        place["TORCHELASTIC_USE_AGENT_STORE"] = True
+        place["TORCHELASTIC_USE_AGENT_STORE"] = request["torchrun"]
         os.environ.update({name: str(value) for name, value in place.items()})
         rows.WINDOW, rows.BATCHES = 120, 1
         if rank == request["victim"]:
@@ -61,13 +62,16 @@ def main() -> None:
     os.dup2(2, 1)
     for line in iter(requests.readline, ""):
         request, found = json.loads(line), []
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store: TCPStore | None = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        port = store.port
+        if not request["torchrun"]:
+            store = None  # the first process has the port
         with tempfile.TemporaryDirectory() as folder:
             said = [Path(folder) / str(rank) for rank in range(request["processes"])]
             children = []
             for rank, file in enumerate(said):
                 if (child := os.fork()) == 0:
-                    done = one(rank, store.port, request)
+                    done = one(rank, port, request)
                     file.write_text(json.dumps({"code": done.code, "out": done.out.decode(), "err": done.err}))
                     os._exit(0)
                 children.append(child)

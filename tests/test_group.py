@@ -34,13 +34,13 @@ class Ended(NamedTuple):
 
 def fit(
     folder: Path | Sequence[Path], *arguments: object, processes: int = 2, victim: int | None = None, mishap: str = "",
-    at: int = 0,
+    at: int = 0, torchrun: bool = True,
 ) -> list[Ended]:  # fmt: skip
     """``flowcli fit`` in several processes, each in a folder of its own if there are several."""
     folders = [folder] * processes if isinstance(folder, Path) else folder
     request = {
         "arguments": ["fit", *map(str, arguments)], "folders": list(map(str, folders)), "processes": processes,
-        "victim": victim, "mishap": mishap, "at": at,
+        "victim": victim, "mishap": mishap, "at": at, "torchrun": torchrun,
     }  # fmt: skip
     return [Ended(**found) for found in ask("ranks.py", request)]
 
@@ -119,12 +119,12 @@ def test_it_is_the_same_each_time_and_only_the_first_speaks(tmp_path: Path, tabl
     assert model(tmp_path / "run") == model(undisturbed)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "torchrun"), [(0, True), (1, True), (0, False)])
 def test_a_killed_process_ends_the_others_and_nothing_is_lost(
-    victim: int, tmp_path: Path, table: Path, undisturbed: Path
+    victim: int, torchrun: bool, tmp_path: Path, table: Path, undisturbed: Path
 ) -> None:
     command, began = ("quickstart", table, "-o", "run", *QUICK), time.monotonic()
-    ended = fit(tmp_path, *command, victim=victim, mishap="SIGKILL", at=35)
+    ended = fit(tmp_path, *command, victim=victim, mishap="SIGKILL", at=35, torchrun=torchrun)
     assert time.monotonic() - began < 60
     assert ended[victim].code == -signal.SIGKILL
     other = ended[1 - victim]
@@ -134,7 +134,7 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(
         r"alone \(.*\); --resume goes on from the last state.\n",
         other.err,
     )
-    well(fit(tmp_path, *command, "--resume"))
+    well(fit(tmp_path, *command, "--resume", torchrun=torchrun))
     assert model(tmp_path / "run") == model(undisturbed)
 
 
