@@ -101,14 +101,12 @@ def test_the_first_step_is_one_processes_own(tmp_path: Path, table: Path) -> Non
     """Of the same batch, noise and rows; added in another order."""
     command = ("quickstart", table, "-s", "train.epochs=1", "-s", "train.batch_size=1001", "-o")
     succeed("fit", *command, "one", cwd=tmp_path)
-    for processes in (2, 3):
-        well(fit(tmp_path, *command, processes, processes=processes))
-        ours, theirs = (
-            json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[1])
-            for run in ("one", str(processes))
-        )
-        assert theirs["train_log_prob"] == pytest.approx(ours["train_log_prob"], abs=1e-5)
-        assert theirs["held_out_log_prob"] == pytest.approx(ours["held_out_log_prob"], abs=1e-4)
+    well(fit(tmp_path, *command, "three", processes=3))
+    ours, theirs = (
+        json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[1]) for run in ("one", "three")
+    )
+    assert theirs["train_log_prob"] == pytest.approx(ours["train_log_prob"], abs=1e-5)
+    assert theirs["held_out_log_prob"] == pytest.approx(ours["held_out_log_prob"], abs=1e-4)
 
 
 def test_it_is_the_same_each_time_and_only_the_first_speaks(tmp_path: Path, table: Path, undisturbed: Path) -> None:
@@ -138,13 +136,10 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(
     assert model(tmp_path / "run") == model(undisturbed)
 
 
-@pytest.mark.parametrize(("mishap", "victim"), [("SIGTERM", 1), ("SIGINT", 0)])
-def test_a_signal_to_one_stops_all_in_good_order(
-    mishap: str, victim: int, tmp_path: Path, table: Path, undisturbed: Path
-) -> None:
+def test_a_signal_to_one_stops_all_in_good_order(tmp_path: Path, table: Path, undisturbed: Path) -> None:
     command = ("quickstart", table, "-o", "run", *QUICK)
-    ended = fit(tmp_path, *command, victim=victim, mishap=mishap, at=25)
-    assert ended[victim].code == 128 + signal.Signals[mishap]
+    ended = fit(tmp_path, *command, victim=1, mishap="SIGINT", at=25)
+    assert [one.code for one in ended] == [143, 130]
     assert [one.err for one in ended] == ["stopped; `flowcli fit … --resume -o run` goes on\n", ""]
     assert not (tmp_path / "run" / "run.json").exists()
     well(fit(tmp_path, *command, "--resume"))
