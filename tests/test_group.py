@@ -86,13 +86,17 @@ def test_two_processes_learn_what_one_does(name: str, tmp_path: Path, table: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wine", "spirals", "mixed"])
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("wine", "maf-affine"), ("breast_cancer", "quickstart"), ("mixed", "quickstart")]
+)
 def test_two_processes_learn_what_one_does_to_the_end(
-    name: str, tmp_path: Path, table: Path, sample_data: Path
+    name: str, recipe: str, tmp_path: Path, table: Path, sample_data: Path
 ) -> None:
+    """Not with maf-spline: there one process whose first weights are changed by an ulp (three tries) ends up to 0.4
+    nats away on wine and 0.01 on mixed, so that a difference says nothing of the processes."""
     data = table if name == "mixed" else sample_data / f"{name}.csv"
-    succeed("fit", "maf-spline", data, "-o", "one", cwd=tmp_path)
-    well(fit(tmp_path, "maf-spline", data, "-o", "two"))
+    succeed("fit", recipe, data, "-o", "one", cwd=tmp_path)
+    well(fit(tmp_path, recipe, data, "-o", "two"))
     one, two = (about(tmp_path / run)["metrics"]["held_out_log_prob"] for run in ("one", "two"))
     assert two == pytest.approx(one, abs=0.02)
 
