@@ -306,6 +306,9 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     max_time: Annotated[str, AfterValidator(_duration)] | None = None
     """Stop in good order after this long (`30m`): the learning rate is annealed to zero within it."""
+    log: list[Literal["tensorboard"]] = []
+    """Where each evaluation's figures go beside `metrics.jsonl`: `tensorboard` writes them into the run folder, for
+    `tensorboard --logdir runs`."""
 
 
 class Score(Section):

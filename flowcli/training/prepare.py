@@ -32,6 +32,7 @@ from flowcli.flows.levels import Levels
 from flowcli.model import Model
 from flowcli.neighbours import MOST
 from flowcli.recipe import Image, Recipe
+from flowcli.training.board import require_tensorboard
 from flowcli.training.clock import Clock
 from flowcli.training.encode import HELD_OUT
 from flowcli.training.loop import batch_size
@@ -120,6 +121,8 @@ def prepare(
     clock: Clock | None = None,
 ) -> Prepared:
     """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
+    if recipe.train.log:
+        require_tensorboard()
     split, recipe, files = _read(recipe, frame, say)
     clock = clock or Clock()
     clock.lap("reading")

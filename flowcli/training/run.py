@@ -27,7 +27,8 @@ STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states
 STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
 MANIFEST = "run.json"
 PROFILE = "profile.json"
-OURS = {"recipe.yaml", MANIFEST, PROFILE, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
+BOARD = "tensorboard"
+OURS = {"recipe.yaml", MANIFEST, PROFILE, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES, BOARD}  # what a fit writes
 
 Fingerprint = dict[str, str]  # what a resumed fit must share with the one it goes on with, by name
 
@@ -81,6 +82,20 @@ class Run:
             run.folder = beside
         return run
 
+    @staticmethod
+    def begun(target: pathlib.Path, folder: pathlib.Path) -> Run:
+        """The run that an earlier attempt of the same job began in ``folder``; anew, if that left no state."""
+        run = Run(target)
+        run._recover()
+        if folder.is_dir():  # else it has taken its place already
+            run.folder = folder
+        return run if run.resumable else Run.create(target, force=True)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / STATES_FILE).exists()
+
     def finish(self) -> None:
         """Take the place of the run that was there. Raises DataError when that cannot be; it is then as it was."""
         if self.folder == self.target:
@@ -101,7 +116,7 @@ class Run:
 
     def clear(self) -> None:
         """Remove what a fit that failed left, if nothing can go on from it."""
-        if not (self.folder / STATES_FILE).exists():
+        if not self.resumable:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _beside(self, what: str) -> pathlib.Path:
@@ -148,7 +163,7 @@ class Run:
             "fingerprint": fingerprint,
             "evaluations": [_plain(evaluation) for evaluation in evaluations],
         }
-        before = self._states() if (self.folder / STATES_FILE).exists() else []
+        before = self._states() if self.resumable else []
         name = STATES[1] if before and before[0]["file"] == STATES[0] else STATES[0]
         tensorfile.write(self.folder / name, state.tensors(), about)
         states = [describe(str(self.folder / name)) | {"file": name}, *before[:1]]
@@ -160,7 +175,7 @@ class Run:
         Raises ModelFileError when there is none, UsageError when it belongs to another recipe or other data.
         """
         sweep(self.folder, OURS)
-        if not (self.folder / STATES_FILE).exists():
+        if not self.resumable:
             raise ModelFileError(
                 f"{self.folder / STATES_FILE}: no such file, so there is nothing to resume; --force begins anew."
             )
