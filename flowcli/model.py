@@ -19,7 +19,6 @@ from torch import Tensor
 from flowcli import tensorfile
 from flowcli.baseline import MAX_COVARIANCE, MAX_SOLVED, WIDER, Baseline
 from flowcli.build import new_flow
-from flowcli.data import store
 from flowcli.data.codec import Codec, Rows
 from flowcli.data.image import FILE, ImageCodec
 from flowcli.data.noise import lattice
@@ -28,6 +27,7 @@ from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.flow import Flow
 from flowcli.ordered import in_order
+from flowcli.places import is_object
 from flowcli.recipe import Recipe, from_dict
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Model:
             "calibration": self.calibration,
         }
         about = {"recipe": self.recipe.model_dump(mode="json"), "codec": self.codec.to_dict(), "about": self.about}
-        tensorfile.write(path if store.is_object(path) else pathlib.Path(path), tensors, about)
+        tensorfile.write(path if is_object(path) else pathlib.Path(path), tensors, about)
 
     @staticmethod
     def load(path: str | pathlib.Path) -> Model:
@@ -403,7 +403,7 @@ class Model:
 
 def model_file(path: str | pathlib.Path) -> str | pathlib.Path:
     """The model file that a run folder, or the file itself, stands for."""
-    if isinstance(path, str) and store.is_object(path):
+    if isinstance(path, str) and is_object(path):
         return path if path.endswith(".safetensors") else f"{path.rstrip('/')}/{MODEL_FILE}"
     path = pathlib.Path(path)
     return path / MODEL_FILE if path.is_dir() else path

@@ -17,6 +17,7 @@ from torch import Tensor
 from flowcli.data import store
 from flowcli.data.whole import write_whole
 from flowcli.errors import DataError, ModelFileError
+from flowcli.places import is_object
 
 FORMAT = 1
 MAX_HEADER = 8 << 20
@@ -46,7 +47,7 @@ def contents(path: pathlib.Path | str) -> bytes:
     """The bytes of a file or an object of a store. Raises ModelFileError when it cannot be read, or its beginning says
     that it is none of ours."""
     try:
-        with store.open_stream(str(path)) if store.is_object(path) else open(path, "rb") as stream:
+        with store.open_stream(str(path)) if is_object(path) else open(path, "rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 0 < length <= MAX_HEADER:

@@ -19,6 +19,7 @@ from flowcli.data.codec import Codec
 from flowcli.data.pictures import Pictures
 from flowcli.data.source import Source, first_line, footer, open_parquet, reading
 from flowcli.errors import DataError
+from flowcli.places import is_object
 from flowcli.recipe.schema import Data
 
 GROUP_ROWS = 16_384  # of a group in a copy, at most
@@ -84,7 +85,7 @@ class Groups:
 
 def _changed(name: str) -> int:
     """When a file or an object was changed last, in nanoseconds."""
-    return int(store.info(name).mtime_ns) if store.is_object(name) else os.stat(name).st_mtime_ns
+    return int(store.info(name).mtime_ns) if is_object(name) else os.stat(name).st_mtime_ns
 
 
 def _as_they_are(source: Source | Pictures) -> list[_File]:

@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from flowcli.data import store
 from flowcli.data.image import COLUMN, FILE
 from flowcli.data.source import FORMATS, STDIN, Source, reading, spelled
 from flowcli.errors import DataError
+from flowcli.places import is_object
 
 LABEL = "label"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
@@ -84,9 +86,15 @@ class Pictures:
 
     @staticmethod
     def of(names: Sequence[str], column: str | None = None, format: str | None = None) -> Pictures:
-        """Raises DataError when a name matches nothing, or a folder has no picture in it."""
+        """Raises DataError when a name matches nothing, or a folder has no picture in it. In a store, pictures are in
+        tables only."""
         files: list[str] = []
         for name in names:
+            if is_object(name):
+                tables = Source.of([name], format)
+                tables.formats  # noqa: B018 (refuses what is no table)
+                files += tables.files
+                continue
             if name == STDIN or pathlib.Path(_split(name)[0]).exists():
                 files.append(name)
                 continue
@@ -123,7 +131,9 @@ class Pictures:
     @property
     def bytes(self) -> int:
         """About how many the pixels take in memory as numbers: eight times the files, in which they are packed."""
-        return 8 * sum(p.stat().st_size for file in self.files if file != STDIN for p in _on_disk(_split(file)[0]))
+        on_disk = (file for file in self.files if file != STDIN and not is_object(file))
+        size = sum(path.stat().st_size for file in on_disk for path in _on_disk(_split(file)[0]))
+        return 8 * (size + sum(store.info(file).size for file in self.files if is_object(file)))
 
     def _reader(self, file: str) -> Callable[[str], Iterator[pa.RecordBatch]]:
         suffix = pathlib.Path(_split(file)[0]).suffix.lower()

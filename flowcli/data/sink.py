@@ -19,6 +19,7 @@ from flowcli.data import store
 from flowcli.data.source import BATCH_ROWS, FORMATS, format_of
 from flowcli.data.whole import whole_file, writing
 from flowcli.errors import DataError, UsageError
+from flowcli.places import is_object
 
 STDOUT = "-"
 
@@ -57,7 +58,7 @@ def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: 
         sys.stdout.buffer.flush()
         return
     check_output(output, format, force)
-    path: pathlib.Path | str = output if store.is_object(output) else _real(pathlib.Path(output))
+    path: pathlib.Path | str = output if is_object(output) else _real(pathlib.Path(output))
     if kind == "arrow" and pathlib.Path(output).suffix.lower() in (".arrow", ".feather", ".ipc"):
         kind = "arrow file"
     # What is no file, such as a named pipe, cannot appear whole, and must not be replaced.
@@ -76,7 +77,7 @@ def check_output(output: str, format: str | None, force: bool) -> None:
         return
     path = pathlib.Path(output)
     folder, file = path.is_dir(), path.is_file()
-    if store.is_object(output):
+    if is_object(output):
         with writing(output):
             found = store.info(output)
         folder, file = False, found.is_file

@@ -23,6 +23,7 @@ import pyarrow.parquet
 
 from flowcli.data import store
 from flowcli.errors import DataError, UsageError
+from flowcli.places import is_object
 
 BATCH_ROWS = 65_536
 MAX_COLUMNS = 16_384
@@ -62,7 +63,7 @@ class Source:
         """A source from paths, objects, globs, folders and ``-``. Raises DataError when a name matches no file."""
         files: list[str] = []
         for name in names:
-            if store.is_object(name):
+            if is_object(name):
                 with reading(name):
                     objects = store.named(name, FORMATS)
                 if not objects:
@@ -133,7 +134,7 @@ class Source:
                 total += 8 * meta.num_rows * meta.num_columns
             elif file != STDIN:
                 with reading(file):
-                    total += store.info(file).size if store.is_object(file) else pathlib.Path(file).stat().st_size
+                    total += store.info(file).size if is_object(file) else pathlib.Path(file).stat().st_size
         return total
 
     def _read(self, file: str) -> Iterator[pa.RecordBatch]:
@@ -180,7 +181,7 @@ class Source:
 
 
 def _rereadable(file: str) -> bool:
-    return store.is_object(file) or (file != STDIN and pathlib.Path(file).is_file())
+    return is_object(file) or (file != STDIN and pathlib.Path(file).is_file())
 
 
 def footer(file: str) -> pa.parquet.FileMetaData:
@@ -194,7 +195,7 @@ def open_parquet(
 ) -> pa.parquet.ParquetFile:
     """A parquet file, whose footer may be known. ``ahead`` asks for all columns of a row group at the same time, which
     is for stores, and keeps all that was read until the file is closed. Raises OSError or ArrowException."""
-    source = store.open_object(file) if store.is_object(file) else file
+    source = store.open_object(file) if is_object(file) else file
     return pa.parquet.ParquetFile(source, metadata=meta, pre_buffer=ahead)
 
 
@@ -253,7 +254,7 @@ def _open(file: str) -> Iterator[IO[bytes]]:
     if file == STDIN:
         yield _stdin()
         return
-    with store.open_stream(file) if store.is_object(file) else open(file, "rb", buffering=1 << 16) as stream:
+    with store.open_stream(file) if is_object(file) else open(file, "rb", buffering=1 << 16) as stream:
         yield stream
 
 

@@ -19,13 +19,6 @@ import pyarrow.fs
 
 from flowcli.errors import DataError
 
-SCHEMES = ("s3://", "gs://")
-
-
-def is_object(name: str | pathlib.Path) -> bool:
-    """Whether a name is of an object, or of what objects' names begin with."""
-    return isinstance(name, str) and name.startswith(SCHEMES)
-
 
 def place(name: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The store and the path in it. Raises DataError when there is no such store."""

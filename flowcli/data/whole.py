@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 
 from flowcli.data import store
 from flowcli.errors import DataError
+from flowcli.places import is_object
 
 
 @contextlib.contextmanager
@@ -21,7 +22,7 @@ def whole_file(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
     whatever mode the writer chose. An object of a store is put when the block ends well. Raises DataError, naming
     ``path``, when any of that fails.
     """
-    if store.is_object(path):
+    if is_object(path):
         with tempfile.TemporaryDirectory(prefix="flowcli-") as folder:
             beside = pathlib.Path(folder) / "object"
             yield beside

@@ -30,6 +30,7 @@ from flowcli.data.sink import parquet_writer
 from flowcli.data.source import reading
 from flowcli.data.whole import sweep, whole_file, write_whole, writing
 from flowcli.errors import DataError, UsageError
+from flowcli.places import is_object
 from flowcli.shards.plan import Part, Plan
 from flowcli.shards.shard import Shard
 
@@ -130,7 +131,7 @@ class Folder:
 
     def reopen(self, parts: Sequence[Part]) -> None:
         """Before parts are written: the folder is not whole, and what killed processes left of these is swept."""
-        if store.is_object(self.name):
+        if is_object(self.name):
             with writing(self.name):
                 if SUCCESS in self._names():
                     store.remove(self._path(SUCCESS))
@@ -148,13 +149,13 @@ class Folder:
         """What is directly in the folder, or in one in it; nothing that is hidden."""
         where = self._path(below).rstrip("/")
         with reading(where):
-            if store.is_object(where):
+            if is_object(where):
                 return {name.rpartition("/")[2] for name in store.below(where, deep=False)}
             return {name for name in os.listdir(where) if name[0] != "."} if os.path.isdir(where) else set()
 
     def _open(self, name: str) -> IO[bytes]:
         path = self._path(name)
-        return store.open_stream(path) if store.is_object(path) else open(path, "rb")
+        return store.open_stream(path) if is_object(path) else open(path, "rb")
 
     def _read(self, name: str) -> Record:
         """What a JSON file holds, nothing when it is not there or damaged. Raises DataError when it cannot be read."""

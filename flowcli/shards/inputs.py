@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from flowcli.data import store
 from flowcli.data.source import BATCH_ROWS, Source, footer, open_parquet, reading, same_columns, spelled, valid
 from flowcli.errors import DataError, UsageError
+from flowcli.places import is_object
 from flowcli.shards.plan import PART_ROWS, Part, Plan
 
 READERS = 16  # footers that are waited for at the same time
@@ -72,7 +72,7 @@ def read_part(source: Source, plan: Plan, part: Part, columns: Sequence[str]) ->
     """A part's batches with the name of its file. Raises DataError when the file cannot be read or is another than it
     was."""
     file, rows = source.files[part.file], 0
-    with reading(file), open_parquet(file, ahead=store.is_object(file)) as parquet:
+    with reading(file), open_parquet(file, ahead=is_object(file)) as parquet:
         if _digest(parquet.metadata) != plan.inputs[part.file]["sha256"]:
             raise DataError(f"{file}: was changed while it was read.")
         for batch in parquet.iter_batches(BATCH_ROWS, [*range(*part.groups)], columns):
