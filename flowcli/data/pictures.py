@@ -133,7 +133,7 @@ class Pictures:
         """About how many the pixels take in memory as numbers: eight times the files, in which they are packed."""
         on_disk = (file for file in self.files if file != STDIN and not is_object(file))
         size = sum(path.stat().st_size for file in on_disk for path in _on_disk(_split(file)[0]))
-        return 8 * (size + sum(store.info(file).size for file in self.files if is_object(file)))
+        return 8 * (size + sum(int(store.info(file).size) for file in self.files if is_object(file)))
 
     def _reader(self, file: str) -> Callable[[str], Iterator[pa.RecordBatch]]:
         suffix = pathlib.Path(_split(file)[0]).suffix.lower()
