@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -156,6 +157,19 @@ class Scorer:
             }
         schema = self.schema
         return pa.RecordBatch.from_arrays([columns[f.name] for f in schema], schema=schema)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises UsageError when a column is called as one of the scores is."""
+        clash = set(names) & set(self.schema.names)
+        if clash:
+            raise UsageError(f"'{min(clash)}' is also the name of a score column; rename it.")
+
+    def beside(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with its scores beside its own columns. Raises as a call and :meth:`check_names` do."""
+        self.check_names(batch.schema.names)
+        scores = self(batch)
+        schema = pa.schema([*batch.schema, *scores.schema])
+        return pa.RecordBatch.from_arrays([*batch.columns, *scores.columns], schema=schema)
 
 
 def score_batch(

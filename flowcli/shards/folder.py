@@ -60,6 +60,8 @@ class Folder:
 
     def begin(self) -> None:
         """Write the plan, unless it is there. Raises UsageError when something else is."""
+        if os.path.isfile(self.name):
+            raise UsageError(f"{self.name}: is a file, and shards write a folder.")
         there = self._names()
         if PLAN not in there:
             if there:
@@ -85,13 +87,13 @@ class Folder:
         with reading(self._path(part.name)):
             try:
                 with self._open(part.name) as stream:
-                    if hashlib.file_digest(stream, "sha256").hexdigest() != record["sha256"]:  # type: ignore[arg-type]
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != record.get("sha256"):  # type: ignore[arg-type]
                         return None
                     stream.seek(0)
                     written = pa.parquet.read_metadata(stream).num_rows
             except FileNotFoundError:
                 return None
-        return record if written == record["written"] else None
+        return record if written == record.get("written") else None
 
     def write(self, part: Part, batches: Iterable[pa.RecordBatch], schema: pa.Schema, choose: Choose) -> None:
         """A part, of each batch what ``choose`` leaves of it, and when it is there, its record."""
