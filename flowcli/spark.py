@@ -36,7 +36,7 @@ def score(
     """The DataFrame with the scores of each row beside its own columns, as ``flowcli score --keep-all`` has them. Rows
     have no number and no file here: keep a key.
 
-    ``model`` is a run folder or a model file, on a disk or in a store. The driver reads it, and its bytes are broadcast,
+    ``model`` is a run folder or a model file, on a disk or in a store. The driver reads it, and its bytes are broadcast
     once to each executor. The options are those of :func:`flowcli.scoring.score_batch`.
 
     Raises ModelFileError, and UsageError when a column is called as one of the scores is. Rows that cannot be scored

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("FLOWCLI_")} | {"OMP_NUM_THREADS": "1"}
 
@@ -20,13 +21,15 @@ def _zygote() -> subprocess.Popen[str]:
 
 
 def flowcli(
-    *arguments: object, cwd: Path | None = None, stdin: bytes | None = None
+    *arguments: object, cwd: Path | None = None, stdin: bytes | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The finished process, with stdout and stderr as text. Standard input is empty unless given."""
+    """The finished process, with stdout and stderr as text. Standard input is empty unless given; ``environment`` is
+    added to the usual one."""
     zygote, words = _zygote(), list(map(str, arguments))
     assert zygote.stdin is not None
     assert zygote.stdout is not None
-    request = {"arguments": words, "cwd": str(cwd or Path.cwd()), "stdin": (stdin or b"").hex()}
+    request: dict[str, Any] = {"arguments": words, "cwd": str(cwd or Path.cwd()), "stdin": (stdin or b"").hex()}
+    request |= {"environment": environment or {}}
     zygote.stdin.write(json.dumps(request) + "\n")
     zygote.stdin.flush()
     answer = json.loads(zygote.stdout.readline())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import ENVIRONMENT
+from command import flowcli
 from shard_cases import FILES, make_lake
 
 SERVER = """
@@ -33,7 +32,7 @@ class Store:
 
     def __init__(self, port: int, folder: Path) -> None:
         self.folder = folder
-        self.environment = ENVIRONMENT | {
+        self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "a",
             "AWS_SECRET_ACCESS_KEY": "b",
@@ -49,17 +48,14 @@ class Store:
                 self.client.put_object(Bucket="lake", Key=str(path.relative_to(folder)), Body=path.read_bytes())
 
     def flowcli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flowcli", *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
-        )
+        return flowcli(*arguments, cwd=self.folder, environment=self.environment)
 
     def succeed(self, *arguments: str) -> str:
         done = self.flowcli(*arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def keys(self, prefix: str) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="lake", Prefix=prefix)
         return sorted(entry["Key"] for page in pages for entry in page.get("Contents", ()))
 
@@ -97,7 +93,7 @@ def test_inputs_outputs_and_models_may_be_objects(store: Store) -> None:
 def test_shards_write_to_a_store(store: Store) -> None:
     store.succeed("score", "model.safetensors", "lake", "-o", "local", "--keep", "id", "--shard", "0/1")
     for i in range(2):
-        assert "scores/_SUCCESS.json" not in store.keys()
+        assert "scores/_SUCCESS.json" not in store.keys("")
         sharded = store.flowcli(*SCORE, "s3://lake/lake", "-o", "s3://lake/scores", "--keep", "id", "--shard", f"{i}/2")
         assert sharded.returncode == 0, sharded.stderr
     parts = [path for path in (store.folder / "local").rglob("*") if path.is_file()]
@@ -164,8 +160,7 @@ def test_what_cannot_be_is_one_sentence(store: Store, code: int, arguments: tupl
 
 
 def test_no_server_is_one_sentence(store: Store) -> None:
-    environment = os.environ | store.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
-    command = [sys.executable, "-m", "flowcli", "score", "model.safetensors", "s3://lake/lake"]
-    done = subprocess.run(command, cwd=store.folder, env=environment, capture_output=True, text=True, timeout=300)
+    nobody = store.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    done = flowcli("score", "model.safetensors", "s3://lake/lake", cwd=store.folder, environment=nobody)
     assert done.returncode == 3
     assert len(done.stderr.splitlines()) == 1
