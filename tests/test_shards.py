@@ -215,6 +215,16 @@ def test_a_file_that_changes_is_found_out(made: Path, lake: Path, monkeypatch: p
     assert not list((lake / "new").glob("*part*"))
 
 
+@pytest.mark.parametrize("kills", [15, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_any_event_shards_end_as_if_nothing_had_been(kills: int) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("kill_shards.py")), str(kills)]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True, timeout=3600)
+    found = json.loads(done.stdout)
+    assert found["kills"] >= kills
+    assert found["identical"] == found["every_row_once"] == found["jobs"] >= kills / 10
+    assert found["early"] == 0
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------
 
 
