@@ -17,8 +17,8 @@ SMALL = {"flow": {"type": "maf", "layers": 2, "hidden": [16]}, "train": {"epochs
 def table(rows: int, seed: int = 0) -> pa.Table:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(rows)
-    site = pa.array(rng.choice(["a", "b"], rows), mask=rng.random(rows) < 0.02)
-    return pa.table({"id": np.arange(rows) + 10**6 * seed, "x": x, "y": x * rng.standard_normal(rows), "site": site})
+    y = pa.array(x * rng.standard_normal(rows), mask=rng.random(rows) < 0.005)
+    return pa.table({"id": np.arange(rows) + 10**6 * seed, "x": x, "y": y, "site": rng.choice(["a", "b"], rows)})
 
 
 def make_lake(folder: Path, rows: int = 300) -> Path:
@@ -27,6 +27,6 @@ def make_lake(folder: Path, rows: int = 300) -> Path:
     for i in range(FILES):
         pq.write_table(table(rows + 17 * i, i), folder / "lake" / f"{i}.parquet", row_group_size=100)
     pq.write_table(table(0), folder / "lake" / "empty.parquet")
-    complete = table(400, 99).filter(pa.compute.field("site").is_valid())
+    complete = table(400, 99).filter(pa.compute.field("y").is_valid())
     flowcli.fit(SMALL, complete).save(folder / "model.safetensors")
     return folder
