@@ -22,7 +22,7 @@ from flowcli.data.source import Source
 from flowcli.errors import DataError, UsageError
 from flowcli.model import Model
 from flowcli.scoring import Level, RowScorer, Scorer
-from flowcli.shards import Part, Shard, inputs, plan, plan_inputs
+from flowcli.shards import Part, Shard, inputs, plan
 
 SCORE = ("score", "model.safetensors", "lake", "--keep", "id", "--alpha", "0.1")
 
@@ -89,14 +89,14 @@ def test_success_says_what_there_is(made: Path) -> None:
 
 def test_row_groups_are_together_while_they_are_small(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "PART_ROWS", 250)
-    files, parts, _ = plan_inputs(Source.of([str(made / "lake" / name) for name in ("0.parquet", "1.parquet")]))
-    assert [file["rows"] for file in files] == [300, 317]
-    assert parts == (
+    found = inputs.Inputs(Source.of([str(made / "lake" / name) for name in ("0.parquet", "1.parquet")]))
+    assert [(file["row"], file["rows"]) for file in found.described] == [(0, 300), (300, 317)]
+    assert found.parts == [
         Part(0, 0, 200, 0, (0, 2)),
         Part(1, 200, 100, 0, (2, 3)),
         Part(2, 300, 200, 1, (0, 2)),
         Part(3, 500, 117, 1, (2, 4)),
-    )
+    ]
 
 
 def parts_of(folder: Path) -> list[bytes]:
@@ -261,9 +261,22 @@ def test_other_inputs_and_other_formats_are_refused(lake: Path) -> None:
     assert "none.parquet: no rows" in refused(3, *none, cwd=lake)
 
 
-def test_images_are_refused(world: Path) -> None:
+def test_pictures_in_tables(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "PART_ROWS", 10)
+    pictures = str(tmp_path / "pictures.parquet")
+    pq.write_table(pq.read_table(world / "p.parquet"), pictures, row_group_size=7)
+    score_rows = RowScorer(Scorer(Model.load(world / "run"), Level()), ("weight", "label"))
+    for i in range(2):
+        score_shard(f"{i}/2", score_rows, [pictures], str(tmp_path / "scores"), False)
+    succeed("score", world / "run", pictures, "-o", tmp_path / "whole.parquet", "--keep", "weight,label")
+    parts, whole = pq.read_table(tmp_path / "scores"), pq.read_table(tmp_path / "whole.parquet")
+    assert len(parts_of(tmp_path / "scores")) > 1
+    assert parts.schema.equals(whole.schema)
+    exact = ["row_id", "source", "weight", "label", "status"]
+    assert parts.select(exact).equals(whole.select(exact))
+    assert pc.max(pc.abs(pc.subtract(parts["score"], whole["score"]))).as_py() < 1e-4
     said = refused(2, "score", "run", "p.npz", "-o", "new", "--shard", "0/1", cwd=world)
-    assert "this model is of images" in said
+    assert "p.npz" in said
 
 
 # -- who does what -------------------------------------------------------------------------------------------------

@@ -48,29 +48,27 @@ def score_shard(shard: str, score_rows: RowScorer, data: list[str], output: str,
 
     import pyarrow.compute as pc
 
+    from flowcli.data.pictures import Pictures
     from flowcli.data.source import Source
-    from flowcli.errors import UsageError
     from flowcli.ordered import in_order
     from flowcli.scoring import in_one_schema, pieces
-    from flowcli.shards import Plan, plan_inputs, read_part
+    from flowcli.shards import Inputs, Plan
 
     scorer, model = score_rows.scorer, score_rows.scorer.model
-    if model.recipe.data.image:
-        raise UsageError("--shard: is for tables, and this model is of images.")
-    source = Source.of(data)
-    inputs, parts, columns = plan_inputs(source)
-    schema = score_rows.schema(columns)
+    source, image = Source.of(data), model.recipe.data.image
+    inputs = Inputs(source, Pictures(source.files, image.column) if image else None)
+    schema = score_rows.schema(inputs.columns)
+    wanted = {*model.codec.types, *schema.names}
     settings = {
         "model": model.digest,
-        "keep": score_rows.kept(columns).names,
+        "keep": score_rows.kept(inputs.columns).names,
         **dataclasses.asdict(scorer.level),
         "method": scorer.method,
         "dequantization_samples": scorer.samples,
         "explain": scorer.explain,
         "only_anomalies": only_anomalies,
     }
-    plan = Plan("score", settings, inputs, parts)
-    needed = [name for name in columns.names if name in model.codec.types or name in schema.names]
+    plan = Plan("score", settings, tuple(inputs.described), tuple(inputs.parts))
 
     def scored(item: tuple[Part, Piece]) -> tuple[Part, pa.RecordBatch]:
         part, piece = item
@@ -81,7 +79,7 @@ def score_shard(shard: str, score_rows: RowScorer, data: list[str], output: str,
         items = (
             (part, piece)
             for part in todo
-            for piece in pieces(read_part(source, plan, part, needed), model.codec.rows_at_once, part.row)
+            for piece in pieces(inputs.read(part, wanted), model.codec.rows_at_once, part.row)
         )
         return in_order(scored, items, model.threads, alike=True)
 

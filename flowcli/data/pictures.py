@@ -148,17 +148,22 @@ class Pictures:
     def _read_table(self, file: str) -> Iterator[pa.RecordBatch]:
         row = 0
         for _, batch in Source.of([file], self.format).batches():
-            fitting = [f.name for f in batch.schema if holds_images(f.type)]
-            name = self.column or (fitting[0] if len(fitting) == 1 else "")
-            if name not in fitting:
-                raise DataError(
-                    f"{file}: which column holds the images? Those of a fitting type: {', '.join(fitting) or 'none'}; "
-                    f"say data.image.column."
-                )
-            others = {n: batch.column(n) for n in batch.schema.names if n not in (name, COLUMN, FILE)}
-            files = pa.array([f"{spelled(file)}:{row + i}" for i in range(batch.num_rows)])
+            yield self.of_table(file, batch, row)
             row += batch.num_rows
-            yield pa.RecordBatch.from_pydict({FILE: files, COLUMN: batch.column(name), **others})
+
+    def of_table(self, file: str, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+        """A table's batch, whose first row is number ``row`` in its file, as :meth:`batches` gives it. Raises DataError
+        when it is not clear which column holds the images."""
+        fitting = [f.name for f in batch.schema if holds_images(f.type)]
+        name = self.column or (fitting[0] if len(fitting) == 1 else "")
+        if name not in fitting:
+            raise DataError(
+                f"{file}: which column holds the images? Those of a fitting type: {', '.join(fitting) or 'none'}; "
+                f"say data.image.column."
+            )
+        others = {n: batch.column(n) for n in batch.schema.names if n not in (name, COLUMN, FILE)}
+        files = pa.array([f"{spelled(file)}:{row + i}" for i in range(batch.num_rows)], pa.string())
+        return pa.RecordBatch.from_pydict({FILE: files, COLUMN: batch.column(name), **others})
 
 
 def holds_images(type_: pa.DataType) -> bool:

@@ -6,10 +6,10 @@ writes ``_SUCCESS.json``.
 """
 
 from flowcli.shards.folder import SUCCESS, Folder, State, work
-from flowcli.shards.inputs import plan_inputs, read_part
+from flowcli.shards.inputs import Inputs
 from flowcli.shards.plan import Part, Plan, plan_rows
 from flowcli.shards.shard import Shard
 
 __all__ = [
-    "SUCCESS", "Folder", "Part", "Plan", "Shard", "State", "plan_inputs", "plan_rows", "read_part", "work",
+    "SUCCESS", "Folder", "Inputs", "Part", "Plan", "Shard", "State", "plan_rows", "work",
 ]  # fmt: skip

@@ -35,7 +35,7 @@ class Part:
 @dataclass(frozen=True)
 class Plan:
     """The parts, and everything that their contents follow from: ``settings`` are the model and the options; ``inputs``
-    each file's name, rows and the SHA-256 of its footer. All of it is JSON."""
+    each file's name, the number of its first row, its rows and the SHA-256 of its footer. All of it is JSON."""
 
     command: str
     settings: Mapping[str, Any]
