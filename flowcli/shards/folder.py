@@ -67,7 +67,6 @@ class Folder:
             if there:
                 raise UsageError(f"{self.name}: holds other files; name a new or an empty folder.")
             self._write(PLAN, self.plan.described | {"sha256": self.plan.digest})
-            return
         found = self._read(PLAN)
         if found.get("sha256") != self.plan.digest:
             raise UsageError(
@@ -75,13 +74,19 @@ class Folder:
                 f"this one."
             )
 
-    def recorded(self) -> set[int]:
-        """The numbers of the parts that have a record."""
-        return {int(name.removesuffix(".json")) for name in self._names(DONE) if name.endswith(".json")}
+    def recorded(self, parts: Sequence[Part]) -> list[Part]:
+        """Those of the parts that have a record."""
+        names = self._names(DONE)
+        return [part for part in parts if part.record in names]
 
-    def sound(self, part: Part) -> Record | None:
+    def sound(self, parts: Sequence[Part]) -> list[Record | None]:
+        """:meth:`_sound` of each."""
+        with ThreadPoolExecutor(CHECKERS) as pool:
+            return list(pool.map(self._sound, parts))
+
+    def _sound(self, part: Part) -> Record | None:
         """The record of a part that is there as it was written, None of any other. Reads all of it."""
-        record = self._read(_record(part))
+        record = self._read(f"{DONE}/{part.record}")
         if record.get("plan") != self.plan.digest or record.get("rows") != part.rows:
             return None
         with reading(self._path(part.name)):
@@ -108,21 +113,21 @@ class Folder:
                 raise RuntimeError(f"{part.name} has {rows} rows, and not {part.rows}")
             with beside.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        self._write(_record(part), {"plan": self.plan.digest, "rows": rows, "written": written, "sha256": digest})
+        self._write(
+            f"{DONE}/{part.record}", {"plan": self.plan.digest, "rows": rows, "written": written, "sha256": digest}
+        )
 
     def finish(self, shard: Shard) -> int:
         """Check every part and write ``_SUCCESS.json``, unless it is there: the rows of the whole folder. Raises
         DataError for a part that is not as it was written, naming the shard of so many that does it, and for parts that
         are none of the plan's."""
         found = self._read(SUCCESS)
-        if found.get("plan") != self.plan.digest:
+        if found.get("plan") != self.plan.digest or not isinstance(found.get("rows"), int):
             strange = {n for n in self._names() if n.endswith(".parquet")} - {part.name for part in self.plan.parts}
             if strange:
                 raise DataError(f"{self._path(min(strange))}: is no part of this job; move it away.")
-            with ThreadPoolExecutor(CHECKERS) as pool:
-                records = list(pool.map(self.sound, self.plan.parts))
             parts: list[Record] = []
-            for part, record in zip(self.plan.parts, records, strict=True):
+            for part, record in zip(self.plan.parts, self.sound(self.plan.parts), strict=True):
                 if record is None:
                     again = Shard(part.number % shard.of, shard.of)
                     raise DataError(f"{self._path(part.name)}: is not as it was written; run shard {again} again.")
@@ -142,7 +147,7 @@ class Folder:
         with writing(self.name):
             (folder / SUCCESS).unlink(missing_ok=True)
             sweep(folder, {part.name for part in parts})
-            sweep(folder / DONE, {_record(part).rpartition("/")[2] for part in parts})
+            sweep(folder / DONE, {part.record for part in parts})
 
     def _path(self, name: str) -> str:
         return f"{self.name.rstrip('/')}/{name}"
@@ -187,16 +192,14 @@ def work(
     :class:`Folder` does.
     """
     folder.begin()
-    own, recorded = shard.share(folder.plan.parts), folder.recorded()
-    todo = [part for part in own if part.number not in recorded or folder.sound(part) is None]
+    own = shard.share(folder.plan.parts)
+    recorded = folder.recorded(own)
+    done = {part for part, record in zip(recorded, folder.sound(recorded), strict=True) if record}
+    todo = [part for part in own if part not in done]
     if todo:
         folder.reopen(todo)
     for part, results in itertools.groupby(compute(todo), key=itemgetter(0)):
         folder.write(part, (batch for _, batch in results), schema, choose)
-    missing = len(folder.plan.parts) - len(folder.recorded())
+    missing = len(folder.plan.parts) - len(folder.recorded(folder.plan.parts))
     rows = 0 if missing else folder.finish(shard)
-    return State(len(own) - len(todo), len(todo), missing, rows)
-
-
-def _record(part: Part) -> str:
-    return f"{DONE}/{part.number:08d}.json"
+    return State(len(done), len(todo), missing, rows)

@@ -31,6 +31,11 @@ class Part:
         """Of the part's file; names are in the order of rows."""
         return f"part-{self.number:08d}.parquet"
 
+    @property
+    def record(self) -> str:
+        """The name of what is written after the part."""
+        return f"{self.number:08d}.json"
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -10,9 +10,9 @@ hidden units. In rounds that take turns, on all cores:
 - Spark (``local[2]``) and Ray (two actors), as :mod:`tests.benchmarks.engines` has them.
 
 Start-up, the time of the same on a folder of a few rows, is taken off and listed apart. Prints medians, and the medians
-of the rounds' ratios to ``score``, which a busy machine disturbs less; of commands the processors' time too, which it
-hardly disturbs. Writes ``results/shards.json``. Spark needs the
-``spark`` extra and Java 17, Ray ``pip install 'ray[data]'``.
+of the rounds' ratios to ``score``: by the clock, which a busy machine disturbs, and of the processors' time, which it
+hardly does. Writes ``results/shards.json``. Spark needs the ``spark`` extra and Java 17, Ray ``pip install
+'ray[data]'``.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ def command(work: Path, data: Path, shards: int) -> tuple[float, float]:
     return time.monotonic() - began, used
 
 
-def engine(name: str, work: Path, lake: Path) -> tuple[float, float]:
-    """Seconds of start-up, and of the lake."""
+def engine(name: str, work: Path, lake: Path) -> dict[str, float]:
+    """Seconds of start-up, of the lake, and of processors for the lake."""
     arguments = ("tests.benchmarks.engines", name, work / "model.safetensors", work / "few", lake, work / name)
     for folder in (work / name, work / f"{name}-one"):
         shutil.rmtree(folder, ignore_errors=True)
     out, _ = process(1, *arguments).communicate()
-    found = json.loads(out.splitlines()[-1])
-    return found["start-up"], found["lake"]
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -120,8 +120,7 @@ def main() -> None:
             seconds, used = command(work, lake, shards)
             found[name] = {"start_up": start_up, "seconds": seconds - start_up, "processor": used - idle}
         for name in options.engines:
-            start_up, seconds = engine(name, work, lake)
-            found[name] = {"start_up": start_up, "seconds": seconds}
+            found[name] = engine(name, work, lake)
         rounds.append(found)
     load = os.getloadavg()[2]
     print(f"{options.rows:,} rows, medians of {options.rounds} rounds, load {load:.1f} on {CORES} cores")
@@ -132,12 +131,10 @@ def main() -> None:
         ratio = {key: statistics.median(found[name][key] / found["score"][key] for found in rounds) for key in median}
         rate = options.rows / median["seconds"]
         medians[name] = {"medians": median, "rows_per_second": rate, "times_score": ratio}
-        line = (
+        print(
             f"{name:<14}{median['start_up']:>8.1f} s{median['seconds']:>8.2f} s{rate:>12,.0f}{ratio['seconds']:>13.2f}"
+            f"{median['processor']:>10.2f} s{ratio['processor']:>13.2f}"
         )
-        if "processor" in median:
-            line += f"{median['processor']:>10.2f} s{ratio['processor']:>13.2f}"
-        print(line)
     about = {"machine": machine(), "load": load, "rows": options.rows, "rounds": rounds}
     RESULTS.write_text(json.dumps(about | {"medians": medians}, indent=1) + "\n")
 
