@@ -131,6 +131,11 @@ def test_a_table_is_looked_at_and_fitted_where_it_lies(store: Store) -> None:
         assert (store.folder / name / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("pattern", ["s3://lake/l*/[01].parquet", "s3://lake/**/[01].parquet"])
+def test_patterns_stand_for_objects(store: Store, pattern: str) -> None:
+    assert len(store.succeed(*SCORE, pattern).splitlines()) == 1 + 300 + 317
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "arrow", "arrows"])
 def test_every_format_is_read_and_written(store: Store, ending: str) -> None:
     store.succeed("sample", "model.safetensors", "-n", "50", "-o", f"s3://lake/drawn/{ending}/d.{ending}")

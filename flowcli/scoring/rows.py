@@ -65,10 +65,11 @@ class RowScorer:
         """Those of an input's columns that are kept. Raises as a call does."""
         own = (FILE, IMAGE) if self._pictures else ()
         names = [n for n in columns.names if n not in own] if self.keep is None else list(dict.fromkeys(self.keep))
+        there, taken = set(columns.names), {*PLACE.names, *self.scorer.schema.names}
         for name in names:
-            if name not in columns.names:
+            if name not in there:
                 raise DataError(f"--keep: the data has no column '{name}'.")
-            if name in PLACE.names or name in self.scorer.schema.names:
+            if name in taken:
                 raise UsageError(f"--keep: '{name}' is also the name of a score column; rename it.")
             if self.text and holds_images(columns.field(name).type):
                 raise UsageError(f"--keep: '{name}' holds files or arrays; those go to parquet or Arrow.")
