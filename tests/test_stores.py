@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import flowcli
+from command import ENVIRONMENT, flowcli
 from shard_cases import FILES, make_lake
 
 SERVER = """
@@ -88,6 +89,21 @@ def test_inputs_outputs_and_models_may_be_objects(store: Store) -> None:
     ours, theirs = pq.read_table(store.folder / "scores.parquet"), table_of(store, "out/scores.parquet")
     assert theirs.drop_columns("source").equals(ours.drop_columns("source"))
     assert set(theirs["source"].to_pylist()) == {f"s3://lake/lake/{i}.parquet" for i in range(FILES)}
+
+
+def test_python_saves_and_loads_a_model_there(store: Store) -> None:
+    code = (
+        "import flowcli; flowcli.load('model.safetensors').save('s3://lake/saved/model.safetensors'); "
+        "print(flowcli.load('s3://lake/saved').digest)"
+    )
+    command = [sys.executable, "-c", code]
+    environment = ENVIRONMENT | store.environment
+    done = subprocess.run(
+        command, cwd=store.folder, env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    saved = store.read("saved/model.safetensors")
+    assert done.stdout.strip() == hashlib.sha256(saved).hexdigest()
+    assert saved == (store.folder / "model.safetensors").read_bytes()
 
 
 def test_shards_write_to_a_store(store: Store) -> None:
