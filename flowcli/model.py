@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.flow import Flow
 from flowcli.neighbours import FIGURES, MOST, Neighbours
 from flowcli.ordered import in_order
+from flowcli.places import is_object
 from flowcli.recipe import Recipe, from_dict
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Model:
 
     ``calibration (k, held-out rows)`` holds what scores are made of, float64 (:mod:`flowcli.scoring.method`).
     ``reference (m, features)`` are the encoded training rows that ``score.method: neighbours`` compares with. ``about``
-    is what ``inspect`` prints beside.
+    is what ``inspect`` prints beside; ``digest`` the SHA-256 of the file it was read from, if it was.
     """
 
     recipe: Recipe
@@ -68,11 +70,12 @@ class Model:
     calibration: Tensor
     about: dict[str, Any] = field(default_factory=dict)
     reference: Tensor | None = None
+    digest: str = ""
 
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Write one self-contained file."""
+        """Write one self-contained file, or object of a store."""
         tensors = {f"flow.{name}": tensor for name, tensor in self.flow.state_dict().items()}
         tensors |= {
             "baseline.mean": self.baseline.mean,
@@ -82,18 +85,22 @@ class Model:
         if self.reference is not None:
             tensors["reference"] = self.reference
         about = {"recipe": self.recipe.model_dump(mode="json"), "codec": self.codec.to_dict(), "about": self.about}
-        tensorfile.write(pathlib.Path(path), tensors, about)
+        tensorfile.write(path if is_object(path) else pathlib.Path(path), tensors, about)
 
     @staticmethod
     def load(path: str | pathlib.Path) -> Model:
-        """A model from its file or its run folder, on the CPU.
+        """A model from its file or its run folder, on a disk or in a store, on the CPU.
 
         Raises ModelFileError: as :func:`flowcli.tensorfile.read` does, and when the tensors are not exactly those that
         the file's own recipe implies.
         """
-        path = pathlib.Path(path)
-        file = path / MODEL_FILE if path.is_dir() else path
-        tensors, stored = tensorfile.read(file)
+        file = model_file(path)
+        return Model.parse(tensorfile.contents(file), file)
+
+    @staticmethod
+    def parse(content: bytes, file: str | pathlib.Path) -> Model:
+        """:meth:`load`, of the bytes that were in ``file``."""
+        tensors, stored = tensorfile.parse(content, file)
         try:
             recipe, codec, about = from_dict(stored["recipe"]), codec_from_dict(stored["codec"]), dict(stored["about"])
             images = isinstance(codec, ImageCodec)
@@ -127,7 +134,8 @@ class Model:
         flow = new_flow(recipe, codec)
         flow.load_state_dict({name[len("flow.") :]: t for name, t in tensors.items() if name.startswith("flow.")})
         baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"], codec.cells)
-        return Model(recipe, codec, flow.eval(), baseline, calibration, about, reference)
+        digest = hashlib.sha256(content).hexdigest()
+        return Model(recipe, codec, flow.eval(), baseline, calibration, about, reference, digest)
 
     @property
     def points(self) -> int:
@@ -304,7 +312,7 @@ class Model:
         """
         if steps < 2:
             raise UsageError(f"{steps} steps are too few; the two ends are two.")
-        table, place = _table(frame), self._given_table(given) if given else None
+        table, place = _table(frame), self.given_table(given) if given else None
         if place is not None:
             self.codec.read_given(place)  # refuses what it does not know
             for name in place.column_names:
@@ -340,21 +348,31 @@ class Model:
         seed: int = 0,
         temperature: float = 1.0,
         latents: bool = False,
+        parts: Iterable[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """:meth:`sample` in batches. The rows are functions of (seed, place), so fewer rows are a prefix of more.
 
-        Raises before the first batch is drawn, as :meth:`sample` does.
+        ``parts`` are the numbers of the batches wanted, of ``codec.rows_at_once`` rows each but for the last; all of
+        them, unless given. Raises before the first batch is drawn, as :meth:`sample` does.
         """
-        table = self._given_table(given)
+        table = self.given_table(given)
         context = None if table is None else self.codec.read_given(table)
-        return self._draw(n, table, context, seed, temperature, self.sample_schema(latents))
+        return self._draw(n, table, context, seed, temperature, self.sample_schema(latents), parts)
 
     def _draw(
-        self, n: int, table: pa.Table | None, context: Tensor | None, seed: int, temperature: float, schema: pa.Schema
+        self,
+        n: int,
+        table: pa.Table | None,
+        context: Tensor | None,
+        seed: int,
+        temperature: float,
+        schema: pa.Schema,
+        parts: Iterable[int] | None,
     ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
         like, base = self.flow.base.anchor, copy.deepcopy(self.flow.base).cpu()
         size = self.codec.rows_at_once  # rows that share a seed
+        wanted = range(-(-total // size)) if parts is None else parts
 
         @torch.no_grad()
         def drawn(part: int) -> pa.RecordBatch:
@@ -375,7 +393,7 @@ class Model:
                 arrays[name] = pa.FixedSizeListArray.from_arrays(scale.reshape(-1).numpy(), scale.shape[1])
             return pa.Table.from_pydict(arrays).cast(schema).combine_chunks().to_batches()[0]
 
-        return in_order(drawn, range(-(-total // size)), self.threads)
+        return in_order(drawn, wanted, self.threads, alike=parts is not None)
 
     @torch.no_grad()
     def decoded(self, z: Tensor, context: Tensor | None = None) -> pa.Table:
@@ -388,7 +406,8 @@ class Model:
             batches.append(self.codec.decode(y.cpu()))
         return pa.Table.from_batches(batches)
 
-    def _given_table(self, given: Mapping[str, Any] | pd.DataFrame | pa.Table | None) -> pa.Table | None:
+    def given_table(self, given: Mapping[str, Any] | pd.DataFrame | pa.Table | None) -> pa.Table | None:
+        """What is given as a table, None for a model that needs nothing. Raises as :meth:`sample` does."""
         names = [column.name for column in self.codec.given]
         if not names:
             if given is not None:
@@ -406,6 +425,14 @@ class Model:
             except pa.ArrowException as error:
                 raise DataError(f"given: {error}.") from None
         return _table(given)
+
+
+def model_file(path: str | pathlib.Path) -> str | pathlib.Path:
+    """The model file that a run folder, or the file itself, stands for."""
+    if isinstance(path, str) and is_object(path):
+        return path if path.endswith(".safetensors") else f"{path.rstrip('/')}/{MODEL_FILE}"
+    path = pathlib.Path(path)
+    return path / MODEL_FILE if path.is_dir() else path
 
 
 def codec_from_dict(codec: Mapping[str, Any]) -> Codec:

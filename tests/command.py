@@ -31,11 +31,13 @@ def ask(program: str, request: object) -> Any:
 
 
 def flowcli(
-    *arguments: object, cwd: Path | None = None, stdin: bytes | None = None
+    *arguments: object, cwd: Path | None = None, stdin: bytes | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The finished process, with stdout and stderr as text. Standard input is empty unless given."""
+    """The finished process, with stdout and stderr as text. Standard input is empty unless given; ``environment`` is
+    added to the usual one."""
     words = list(map(str, arguments))
-    answer = ask("zygote.py", {"arguments": words, "cwd": str(cwd or Path.cwd()), "stdin": (stdin or b"").hex()})
+    request: dict[str, Any] = {"arguments": words, "cwd": str(cwd or Path.cwd()), "stdin": (stdin or b"").hex()}
+    answer = ask("zygote.py", request | {"environment": environment or {}})
     out = bytes.fromhex(answer["out"]).decode()
     return subprocess.CompletedProcess(["flowcli", *words], answer["code"], out, answer["err"])
 

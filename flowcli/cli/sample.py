@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.sharded import SHARD
 
 BINARY = ("parquet", "arrow")
 MAX_ROUND_TRIP = 1e-3
@@ -44,6 +45,7 @@ def sample(
         str | None,
         typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of - and of names without an ending."),
     ] = None,
+    shard: SHARD = None,
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = "auto",
@@ -59,14 +61,17 @@ def sample(
         raise UsageError("say how many rows with -n, or the two images to go between with --between.")
 
     from flowcli.cli.formats import check_format, loaded, read_source
+    from flowcli.cli.sharded import check_shard, sample_shard
     from flowcli.data.gallery import is_gallery, open_gallery
     from flowcli.data.sink import check_output, open_sink, output_format
     from flowcli.data.source import Source
     from flowcli.recipe.yaml import scalar
 
     check_format(format)
-    gallery = is_gallery(output)
-    if not gallery:
+    gallery = shard is None and is_gallery(output)
+    if shard is not None:
+        check_shard(shard, output, format, force, {"--between": between is not None})
+    elif not gallery:
         check_output(output, format, force)
     fitted = loaded(model, device)
     images = fitted.recipe.data.image is not None
@@ -74,7 +79,7 @@ def sample(
         raise UsageError(f"{output}: is for images, and this model is of a table; name a file such as drawn.parquet.")
     if between and not images:
         raise UsageError("--between: is for images, and this model is of a table.")
-    binary = not gallery and output_format(output, format) in BINARY
+    binary = shard is not None or (not gallery and output_format(output, format) in BINARY)
     if images and not gallery and not binary:
         raise UsageError("images go to a folder (-o out/), a contact sheet (-o sheet.png), or parquet or Arrow.")
     if latents and (between or not binary):
@@ -92,20 +97,22 @@ def sample(
     table = Source.of(files, format, fitted.codec.text_types).table() if files else None
     text = {name for name, type_ in fitted.codec.text_types.items() if str(type_).endswith("string")}
     values = {key: value if key in text else scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
-    if between:
-        drawn = fitted.between(read_source(between, fitted).table(), steps, values or None)
-        schema, batches = drawn.schema, iter(drawn.to_batches())
-    else:
-        schema, batches = (
-            fitted.sample_schema(latents),
-            fitted.sample_batches(n or 0, table if files else values or None, seed, temperature, latents),
-        )
     error = fitted.about.get("round_trip_error", 0.0)
     if error is None or error > MAX_ROUND_TRIP:
         console.warn(
             f"this model's inverse misses by {'any amount' if error is None else f'up to {error:.2g}'}, as `flowcli "
             f"inspect` says under round trip error: its draws may not follow its density"
         )
+    options: dict[str, Any] = {"seed": seed, "temperature": temperature, "latents": latents}
+    known = table if files else values or None
+    if shard is not None:
+        sample_shard(shard, fitted, n or 0, known, output, options)
+        return
+    if between:
+        drawn = fitted.between(read_source(between, fitted).table(), steps, values or None)
+        schema, batches = drawn.schema, iter(drawn.to_batches())
+    else:
+        schema, batches = fitted.sample_schema(latents), fitted.sample_batches(n or 0, known, **options)
     rows = 0
     to = open_gallery(output, force) if gallery else open_sink(output, schema, format, force)
     with to as sink:

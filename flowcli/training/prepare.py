@@ -25,12 +25,13 @@ from flowcli.data.image import ImageCodec
 from flowcli.data.kinds import plain_table, require
 from flowcli.data.noise import uniforms
 from flowcli.data.pictures import Pictures, hold_pictures
-from flowcli.data.source import STDIN, Source
+from flowcli.data.source import Source
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
 from flowcli.flows.levels import Levels
 from flowcli.model import Model
 from flowcli.neighbours import MOST
+from flowcli.places import from_folder
 from flowcli.recipe import Image, Recipe
 from flowcli.training.board import require_tensorboard
 from flowcli.training.clock import Clock
@@ -228,9 +229,9 @@ def _resolved(recipe: Recipe, codec: Codec, batch: int, stream: bool) -> Recipe:
     found = {
         "image": image,
         "columns": columns,
-        "files": [file if file == STDIN else str(pathlib.Path(file).absolute()) for file in data.files],
+        "files": [from_folder(file, pathlib.Path.cwd()) for file in data.files],
         "validation": data.validation
         if isinstance(data.validation, float)
-        else str(pathlib.Path(data.validation).absolute()),
+        else from_folder(data.validation, pathlib.Path.cwd()),
     }
     return recipe.model_copy(update={"data": data.model_copy(update=found), "train": train})

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.anomaly --data DIR [--seeds 5] [--only NAME ...] [--variant NAME ...] [--peers]
 
-DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised: half
-of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none chooses
-a setting. For each variant (``VARIANTS``: the recipe with the named settings) prints AUROC, AUPR, the average rank that
+DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised:
+half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none
+chooses a setting. For each variant (``VARIANTS``: the recipe with the named settings) prints AUROC, AUPR, the average rank that
 it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``; ``--peers``
 adds PyOD's kNN, LOF, IForest and ECOD in the same process. Writes ``results/anomaly.json``, variants that were not run
 kept as they were.
@@ -40,7 +40,8 @@ Floats = NDArray[np.float64]
 def tables(data: Path) -> ModuleType:
     """The loaders beside the data."""
     spec = importlib.util.spec_from_file_location("tables", data / "benchmarks.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
