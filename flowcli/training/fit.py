@@ -137,10 +137,13 @@ def train(
             record.write_profile(profile)
         record.finish()
         return model
-    except (Interrupted, TrainingError):
+    except (Interrupted, TrainingError) as error:
         clock.lap("other")
         if record and trainer.state:
-            save(record, trainer.state)
+            model = save(record, trainer.state)
+            if isinstance(error, TrainingError):
+                failed = {"failed": str(error)}
+                record.write_manifest(_manifest(prepared, model, trainer.state, time.monotonic() - began) | failed)
         clock.lap("saving")
         raise
     finally:

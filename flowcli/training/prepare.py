@@ -112,7 +112,7 @@ def prepare(
     clock: Clock | None = None,
 ) -> Prepared:
     """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
-    split, recipe, files = _read(recipe, frame, say)
+    split, recipe, files = read(recipe, frame, say)
     clock = clock or Clock()
     clock.lap("reading")
     prepared = Prepared(recipe, split, files)
@@ -120,10 +120,11 @@ def prepare(
     return prepared
 
 
-def _read(
-    recipe: Recipe, frame: pd.DataFrame | pa.Table | None, say: Callable[[str], None]
+def read(
+    recipe: Recipe, frame: pd.DataFrame | pa.Table | None = None, say: Callable[[str], None] = lambda _: None
 ) -> tuple[Split, Recipe, Sequence[str]]:
-    """The rows, the recipe with what is known once their files are, and the files' names."""
+    """The rows, the recipe with what is known once their files are, and the files' names. Raises UsageError or
+    DataError."""
     if frame is not None:
         if recipe.train.stream is True:
             raise UsageError("train.stream: a frame is in memory already; name files to stream.")
