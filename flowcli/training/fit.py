@@ -192,7 +192,7 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
         "device": str(prepared.recipe.train.device),
         "threads": torch.get_num_threads(),
         "seed": prepared.recipe.train.seed,
-        "data": [describe(file) for file in prepared.files if file != STDIN],
+        "data": [describe(str(pathlib.Path(file).absolute())) for file in prepared.files if file != STDIN],
         "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},
         "seconds": {"total": round(seconds, 3), "training": round(state.counters.seconds, 3)},
         "metrics": model.about,
