@@ -51,7 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(0)
     bent(1500).to_parquet(folder / "bent.parquet", index=False)
-    bent(300, 1).assign(x=lambda f: f["x"].where(f.index > 9, 9.0)).to_parquet(folder / "new.parquet", index=False)
+    bent(300, 1).assign(x=lambda f: f["x"].where(f.index > 9, 9.0).where(f.index != 5, np.inf)).to_parquet(
+        folder / "new.parquet", index=False
+    )
     pd.DataFrame(rng.standard_normal((80, 6)), columns=list("abcdef")).to_csv(folder / "few.csv", index=False)
     x = rng.standard_normal((1500, 2)) @ [[1, 0.5], [0, 1]]
     plain = pd.DataFrame(x, columns=list("ab"))
@@ -91,7 +93,7 @@ def test_a_run_that_went_well(folder: Path) -> None:
     words = verdict(page(folder, "good"))
     assert "Nothing found here speaks against this model" in words, words
     assert re.search(r"Better than a Gaussian: \+\d\.\d\d ± 0\.\d\d nats", words)
-    assert "Trained to the end: all 15 epochs" in words
+    assert "Trained to the end: 15 of 15 epochs" in words
     assert "Not over-fitted" in words
     assert "Discrete values have probabilities of their own (site, count, day, hole)" in words
     assert "Each of 6 columns is drawn as the data have it" in words
@@ -175,12 +177,17 @@ def test_data_of_its_own(folder: Path) -> None:
     html = page(folder, "good", "new.parquet")
     assert "The oddest of new.parquet" in html
     assert "flagged of new.parquet" in html
-    first = re.search(
-        r"<tbody>\s*<tr><td>(\d+)</td><td>[\d.]+</td><td>[\d.]+</td><td>(.*?)</td>", html[html.index("The oddest") :]
+    flagged = re.search(r"<td>5.0%</td><td>[^<]*</td><td>([\d.]+)%", html)
+    scored = succeed("score", "good", "new.parquet", "--alpha", "0.05", "--format", "jsonl", cwd=folder).splitlines()
+    assert flagged
+    assert float(flagged[1]) == pytest.approx(
+        100 * np.mean([json.loads(line)["is_anomaly"] for line in scored]), abs=0.01
     )
-    assert first
-    assert int(first[1]) < 10
-    assert "x = 9 (" in first[2]
+    table = html[html.index("The oddest") :]
+    rows = re.findall(r"<tr><td>(\d+)</td><td>([\d.]+|inf)</td><td>[\d.]+</td><td>(.*?)</td>", table)
+    assert rows[0] == ("5", "inf", "x = inf (+inf) [nonfinite]")
+    assert {int(row[0]) for row in rows[1:5]} <= set(range(10))
+    assert rows[1][2].startswith("x = 9 (")
 
 
 def test_several_runs_and_model_files_side_by_side(folder: Path) -> None:
@@ -234,6 +241,17 @@ def test_what_cannot_be_told_of(folder: Path, arguments: tuple[str, ...], code: 
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr
     assert not (folder / "never.html").exists()
+
+
+@pytest.mark.parametrize("manifest", ["{", "3", '{"seconds": 3}', '{"seconds": {"total": 1, "training": "x"}}'])
+def test_a_damaged_run_folder(folder: Path, tmp_path: Path, manifest: str) -> None:
+    for name in ("model.safetensors", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((folder / "counted" / name).read_bytes())
+    (tmp_path / "run.json").write_text(manifest)
+    for command in ("report", "inspect", "compare"):
+        done = flowcli(command, ".", cwd=tmp_path)
+        damaged = "error: .: its metrics.jsonl or run.json is damaged; name the model file in it.\n"
+        assert (done.returncode, done.stderr) == (3, damaged)
 
 
 def test_a_page_is_not_overwritten_unasked(folder: Path) -> None:

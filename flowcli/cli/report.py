@@ -50,6 +50,8 @@ def report(
         raise UsageError(f"{', '.join(runs)}: none of these is a run folder or a model file (*.safetensors).")
     if STDIN in data and len(models) > 1:
         raise UsageError("standard input (-) can be read only once, and there are several runs.")
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; name a file in it.")
     if output.exists() and not force:
         raise UsageError(f"{output}: exists already; --force replaces it.")
 

@@ -35,6 +35,7 @@ ODDEST, REASONS = 10, 3
 PAIRS = 6
 BASE_DRAWS = 4096  # that latents are ranked among
 LATENTS = 1 << 18  # numbers in the latents that are ranked
+OWN = "data"  # what a run's own rows are called, training and held-out ones together
 ROW = "\0row"  # the column of row numbers, which no file has
 
 
@@ -111,7 +112,7 @@ def gather(past: Past, batches: Iterable[pa.RecordBatch] | None = None, name: st
         for part, table in own.items():
             _note(found, f"{part} rows", len(table), most)
         _held_out(found, held_out, train)
-        data, found.data_name = _some(pa.concat_tables(own.values(), promote_options="permissive"), ROWS), "data"
+        data, found.data_name = _some(pa.concat_tables(own.values(), promote_options="permissive"), ROWS), OWN
         fresh, found.fresh_name = held_out, "held-out rows"
         found.p_values, found.p_values_of = train.p_value, "training rows"
     except DataError as error:
@@ -122,7 +123,7 @@ def gather(past: Past, batches: Iterable[pa.RecordBatch] | None = None, name: st
         found.data_name = found.fresh_name = found.p_values_of = name
         _note(found, f"rows of {name}", seen, most)
         fresh = _Measured.of(model, calibrated, data)
-        found.scores, found.p_values = fresh.score[np.isfinite(fresh.score)], fresh.p_value
+        found.scores, found.p_values = fresh.score[~np.isnan(fresh.score)], fresh.p_value
     found.p_values = found.p_values[~np.isnan(found.p_values)]
     if fresh is not None:
         _oddest(found, fresh)

@@ -291,15 +291,16 @@ def scores(held_out: Floats, named: Floats, name: str, png: bool = False) -> Pic
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
-        both = np.concatenate([held_out, named])
+        finite = named[np.isfinite(named)]
+        both = np.concatenate([held_out, finite])
         low, high = np.quantile(both, [0.0, 0.995])
         levels = [(alpha, limit) for alpha in ALPHAS if math.isfinite(limit := threshold(held_out, alpha))]
         high = max([high, *(limit for _, limit in levels)])
         edges = np.linspace(low, high + 0.05 * (high - low or 1.0), 41)
         ax.stairs(np.histogram(held_out, edges)[0] / len(held_out), edges, fill=True, color=DATA, alpha=0.45, lw=0,
                   label="held-out rows")  # fmt: skip
-        if len(named):
-            ax.stairs(np.histogram(named, edges)[0] / len(named), edges, color=DRAWN, lw=1.3, label=_short(name, 24))
+        if len(finite):
+            ax.stairs(np.histogram(finite, edges)[0] / len(named), edges, color=DRAWN, lw=1.3, label=_short(name, 24))
         for (alpha, limit), style in zip(reversed(levels), (":", "--", "-"), strict=False):
             ax.axvline(limit, color=ALARM, lw=1.1, ls=style, label=f"α = {alpha:.1%}".replace(".0%", "%"))
         ax.set_xlabel("score (higher is odder)")

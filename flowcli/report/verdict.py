@@ -9,7 +9,7 @@ from typing import Literal
 
 from flowcli.data.table import TableCodec
 from flowcli.recipe import seconds
-from flowcli.report.evidence import Evidence, Mean
+from flowcli.report.evidence import OWN, Evidence, Mean
 
 Tone = Literal["good", "fair", "bad"]
 
@@ -83,7 +83,7 @@ def training(evidence: Evidence) -> Finding | None:
         )
     skipped = f" {last.skipped_steps} steps were skipped, their gradients not finite." if last.skipped_steps else ""
     if last.epoch >= recipe.epochs:
-        end = f"all {recipe.epochs} epochs"
+        end = f"{last.epoch} of {recipe.epochs} epochs"
     elif last.epoch - last.best_epoch >= recipe.patience:
         end = f"{last.epoch} epochs, the last {recipe.patience} of which brought nothing (patience)"
     elif recipe.max_time and last.seconds >= 0.99 * seconds(recipe.max_time):
@@ -107,7 +107,9 @@ def gaussian(evidence: Evidence) -> Finding | None:
         ours, theirs = about.get("held_out_log_prob"), about.get("held_out_gaussian_log_prob")
         if ours is None or theirs is None:
             return None
-        gain = Mean(ours - theirs, 0.0)
+        gain = Mean(
+            ours - theirs, evidence.log_prob.error if evidence.log_prob else 0.0
+        )  # that of a difference is less
     by = f"{gain.value:+.2f}{f' ± {gain.error:.2f}' if gain.error else ''} nats a row on held-out rows"
     if gain.value > max(SURE * gain.error, 0.01):
         return Finding("good", "better than a Gaussian", f"Better than a Gaussian: {by}.")
@@ -222,11 +224,12 @@ def columns(evidence: Evidence) -> Finding | None:
             f"Each of {len(evidence.columns)} columns is drawn as the data have it, as far as so many rows can tell.",
         )
     named = ", ".join(f"{c.name} ({c.distance:.2f})" for c in worst[:LISTED])
+    against = "Fits badly" if evidence.data_name == OWN else f"Draws differ from {evidence.data_name}"
     more = f" and {len(worst) - LISTED} more" if len(worst) > LISTED else ""
     return Finding(
         "bad" if worst[0].distance > MISFIT else "fair",
         f"badly fitted columns ({_listed([c.name for c in worst])})",
-        f"Fits badly: {named}{more}. In brackets the distance between drawn values and data, 0 to 1.",
+        f"{against}: {named}{more}. In brackets the distance between drawn values and data, 0 to 1.",
     )
 
 

@@ -35,8 +35,8 @@ class Past:
         lines = _text(folder / METRICS).splitlines()
         try:
             evaluations = [evaluation_of(json.loads(line)) for line in lines]
-            manifest = dict(json.loads(_text(folder / MANIFEST) or "{}"))
-        except (TypeError, ValueError, AttributeError):
+            manifest = _checked(json.loads(_text(folder / MANIFEST) or "{}"))
+        except (TypeError, ValueError, KeyError):
             raise DataError(f"{path}: its {METRICS} or {MANIFEST} is damaged; name the model file in it.") from None
         return Past(path, model, evaluations, manifest)
 
@@ -52,6 +52,23 @@ class Past:
             if describe(file["file"]) != file:
                 raise DataError(f"{file['file']}: is not there any more, or has changed since {self.name} was fitted.")
         return read(self.model.recipe)[0]
+
+
+KINDS = {
+    "finished": str, "argv": list, "versions": dict, "device": str, "threads": int, "seed": int, "data": list,
+    "seconds": dict,
+}  # fmt: skip
+
+
+def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest that is empty or has what is read of it. Raises ValueError, TypeError or KeyError for another."""
+    if manifest:
+        times = [manifest["seconds"][key] for key in ("total", "training")]
+        names = [file["file"] for file in manifest["data"]]
+        right = all(isinstance(manifest[key], kind) for key, kind in KINDS.items())
+        if not right or not all(isinstance(t, int | float) for t in times) or not all(type(n) is str for n in names):
+            raise ValueError("not a manifest")
+    return manifest
 
 
 def _text(path: pathlib.Path) -> str:

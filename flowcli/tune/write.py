@@ -41,10 +41,11 @@ def best_recipe(study: Study) -> Best:
 
 def _evidence(study: Study, trial: Trial, before: Compared, after: Compared) -> list[str]:
     states = [t.state for t in study.trials]
+    pruned, failed = states.count("pruned"), states.count("failed")
     folds = f" of {study.folds} folds" if study.folds > 1 else ""
     lines = [
-        f"By flowcli tune {__version__}: trial {trial.number} of {len(states)}, of which {states.count('pruned')} were "
-        f"pruned and {states.count('failed')} failed.",
+        f"By flowcli tune {__version__}: trial {trial.number + 1} of {len(states)}, of which {pruned} were pruned "
+        f"and {failed} failed.",
         f"Log-likelihood of held-out rows{folds}, nats a row: {trial.value:.4f}; the recipe as it was: "
         f"{study.trials[0].value:.4f}.",
     ]
