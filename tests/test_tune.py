@@ -179,4 +179,3 @@ def test_breast_cancer_killed_at_the_tenth_of_twenty(tmp_path: Path) -> None:
     best = max((t for t in found if t["value"] is not None), key=lambda t: t["value"])
     chosen = best if recipe.train.lr == best["parameters"].get("train.lr") else found[0]
     assert chosen["value"] >= found[0]["value"]
-    print((tmp_path / "tuned" / "best.yaml").read_text())
