@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -274,8 +275,11 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 def test_in_a_browser(folder: Path, world: Path) -> None:
     """No console error, no request but for the page itself, and nothing wider than the screen."""
     playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium")
     with playwright.sync_playwright() as engines:
-        browser = engines.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = engines.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for where, runs in ((folder, ("good", "new.parquet")), (folder, ("good", "discrete")), (world, ("run",))):
             page(where, *runs)
             for width in (400, 1400):
