@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_tours_commands(folder: Path) -> None:
     lines = "\n".join(blocks("sh")).replace("fit glow-digits", "fit glow-digits -s train.epochs=2")
+    lines = lines.replace("--trials 20", "--trials 2 -s train.epochs=2 -s data.validation=0.5")
     (folder / "sample_data").symlink_to(ROOT / "sample_data")
     assert lines.count("flowcli ") > 10
     functions = "\n".join(

@@ -63,6 +63,16 @@ def p_values(score: NDArray[np.float64], held_out: NDArray[np.float64]) -> NDArr
     return np.asarray((1 + len(held_out) - less) / (1 + len(held_out)), np.float64)
 
 
+def threshold(held_out: NDArray[np.float64], alpha: float) -> float:
+    """The score from which on a row's p-value is at most ``alpha``; infinite, where there are too few held-out scores
+    for that (fewer than 1/alpha − 1). ``held_out`` ascends.
+
+    A score strictly above the k-th greatest one has a p-value of at most k/(1 + n) for k = ⌊alpha·(1 + n)⌋.
+    """
+    k = math.floor(alpha * (1 + len(held_out)) + 1e-9)
+    return math.inf if k < 1 else float(np.nextafter(held_out[-k], math.inf))
+
+
 class FalseDiscoveries:
     """Which p-values to flag so that at most a share ``q`` of the flagged is expected to be normal (Benjamini &
     Hochberg 1995), from counts of distinct p-values: there are no more of those than held-out rows.

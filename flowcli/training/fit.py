@@ -156,10 +156,13 @@ def train(
         record.finish()
         group.wait()
         return model
-    except (Interrupted, TrainingError):
+    except (Interrupted, TrainingError) as error:
         clock.lap("other")
         if record and trainer.state:
-            save(record, trainer.state)
+            model = save(record, trainer.state)
+            if isinstance(error, TrainingError):
+                failed = {"failed": str(error)}
+                record.write_manifest(_manifest(prepared, model, trainer.state, time.monotonic() - began) | failed)
         clock.lap("saving")
         group.wait()
         raise
@@ -227,7 +230,7 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
         "processes": state.counters.processes,
         "threads": torch.get_num_threads(),
         "seed": prepared.recipe.train.seed,
-        "data": [describe(file) for file in prepared.files if file != STDIN],
+        "data": [describe(str(pathlib.Path(file).absolute())) for file in prepared.files if file != STDIN],
         "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},
         "seconds": {"total": round(seconds, 3), "training": round(state.counters.seconds, 3)},
         "metrics": model.about,

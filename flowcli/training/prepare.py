@@ -120,11 +120,16 @@ def prepare(
     frame: pd.DataFrame | pa.Table | None = None,
     say: Callable[[str], None] = lambda _: None,
     clock: Clock | None = None,
+    fold: int = 0,
 ) -> Prepared:
-    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
+    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. ``fold`` holds out other rows of a
+    frame: those of different folds, up to 1/``data.validation``, have none in common.
+
+    Raises UsageError or DataError.
+    """
     if recipe.train.log:
         require_tensorboard()
-    split, recipe, files = _read(recipe, frame, say)
+    split, recipe, files = read(recipe, frame, say, fold)
     clock = clock or Clock()
     clock.lap("reading")
     prepared = Prepared(recipe, split, files)
@@ -132,10 +137,14 @@ def prepare(
     return prepared
 
 
-def _read(
-    recipe: Recipe, frame: pd.DataFrame | pa.Table | None, say: Callable[[str], None]
+def read(
+    recipe: Recipe,
+    frame: pd.DataFrame | pa.Table | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    fold: int = 0,
 ) -> tuple[Split, Recipe, Sequence[str]]:
-    """The rows, the recipe with what is known once their files are, and the files' names."""
+    """The rows, the recipe with what is known once their files are, and the files' names. Raises UsageError or
+    DataError."""
     if frame is not None:
         if recipe.train.stream is True:
             raise UsageError("train.stream: a frame is in memory already; name files to stream.")
@@ -144,12 +153,8 @@ def _read(
             raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
         table = _used(recipe, table)
         held_out, files = _held_out(recipe, table.schema)
-        return _split(recipe, table, held_out), recipe, files
-    if not recipe.data.files:
-        raise UsageError("no data: name files after the recipe, or under data.files in it.")
-    if recipe.data.image is None and hold_pictures(recipe.data.files):
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
-    source = _source(recipe, recipe.data.files)
+        return _split(recipe, table, held_out, fold), recipe, files
+    source, recipe = source_of(recipe)
     if recipe.train.stream is True or (recipe.train.stream == "auto" and source.bytes > LARGE):
         say("the data are streamed: a first pass over them fits the codec")
         groups = Groups(source, codec_of(recipe), recipe.data)
@@ -163,7 +168,16 @@ def _read(
     return split, recipe, [*source.files, *files]
 
 
-def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:
+def source_of(recipe: Recipe) -> tuple[Source | Pictures, Recipe]:
+    """Where the rows are, and the recipe, which now says whether they are images. Raises UsageError or DataError."""
+    if not recipe.data.files:
+        raise UsageError("no data: name files after the recipe, or under data.files in it.")
+    if recipe.data.image is None and hold_pictures(recipe.data.files):
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
+    return _source(recipe, recipe.data.files), recipe
+
+
+def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None, fold: int = 0) -> Split:
     """Training and held-out rows of a table in memory; all are for training when there is a file of held-out ones."""
     if table.num_columns == 0 or table.num_rows == 0:
         raise DataError("the data has no rows.")
@@ -174,6 +188,7 @@ def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:
         held = max(1, round(recipe.data.validation * table.num_rows))
         if held >= table.num_rows - 1:
             raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
+        order = np.roll(order, -fold * held)
         table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
     return Split(table, held_out, table.num_rows)
 

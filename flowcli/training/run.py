@@ -26,9 +26,10 @@ from flowcli.training.state import State
 STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states, written in turn
 STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
 MANIFEST = "run.json"
+METRICS = "metrics.jsonl"
 PROFILE = "profile.json"
 BOARD = "tensorboard"
-OURS = {"recipe.yaml", MANIFEST, PROFILE, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES, BOARD}  # what a fit writes
+OURS = {"recipe.yaml", MANIFEST, PROFILE, METRICS, MODEL_FILE, STATES_FILE, *STATES, BOARD}  # all that a fit writes
 
 Fingerprint = dict[str, str]  # what a resumed fit must share with the one it goes on with, by name
 
@@ -132,8 +133,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all of it is written."""
-        return (self.folder / MANIFEST).exists()
+        """Whether all of it is written, and training did not give up."""
+        manifest = self.folder / MANIFEST
+        return manifest.exists() and "failed" not in json.loads(manifest.read_text())
 
     def write_recipe(self, recipe: Recipe) -> None:
         """The recipe as resolved, every default written out."""
@@ -150,7 +152,7 @@ class Run:
     def write_metrics(self, evaluations: list[Evaluation]) -> None:
         """``metrics.jsonl``, a line for each evaluation; numbers that are not finite are null."""
         lines = (json.dumps(_plain(evaluation)) + "\n" for evaluation in evaluations)
-        write_whole(self.folder / "metrics.jsonl", "".join(lines))
+        write_whole(self.folder / METRICS, "".join(lines))
 
     def write_model(self, model: Model) -> None:
         """``model.safetensors``."""
@@ -193,10 +195,7 @@ class Run:
                         f"{self.folder}: was begun with another recipe or other data: {name} was {there} and is "
                         f"{here}; --resume needs the same."
                     )
-            evaluations = []
-            for line in about["evaluations"]:
-                numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in line.items()}
-                evaluations.append(Evaluation(**numbers))
+            evaluations = [evaluation_of(line) for line in about["evaluations"]]
             return State.of(tensors, about["counters"]), evaluations
         raise ModelFileError(f"{self.folder}: no state is left that is whole; --force begins anew.")
 
@@ -217,6 +216,12 @@ class Run:
 def _plain(evaluation: Evaluation) -> dict[str, float | None]:
     """For JSON, which has neither NaN nor infinity."""
     return {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
+
+
+def evaluation_of(line: dict[str, Any]) -> Evaluation:
+    """The evaluation that a line of ``metrics.jsonl`` holds. Raises TypeError for another."""
+    numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in line.items()}
+    return Evaluation(**numbers)
 
 
 def versions() -> dict[str, str]:
