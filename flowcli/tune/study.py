@@ -195,6 +195,7 @@ class Study:
         difference = error = 0.0
         for watch.fold in range(self.folds):
             model = train(prepare(recipe, self.rows, fold=watch.fold), progress=watch, stopped=watch.stopped)
+            assert model is not None  # as to the first process of a group
             log_probs.append(_held_out(model))
             if watch.fold == 0:
                 model.save(self._model_file(number))

@@ -5,9 +5,9 @@
 DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised:
 half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none
 chooses a setting. For each variant (``VARIANTS``: the recipe with the named settings) prints AUROC, AUPR, the average
-rank that it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``; ``--peers``
-adds PyOD's kNN, LOF, IForest and ECOD in the same process. Writes ``results/anomaly.json``, variants that were not run
-kept as they were.
+rank that it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``.
+``--peers`` adds PyOD's kNN, LOF, IForest and ECOD in the same process. Writes ``results/anomaly.json``; variants that
+were not run stay as they were.
 """
 
 from __future__ import annotations
