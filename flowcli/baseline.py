@@ -83,6 +83,19 @@ class Baseline:
         log_prob: Tensor = -0.5 * z.square().sum(1) - log_scale - len(self.mean) * HALF_LOG_2PI + log_slope
         return log_prob
 
+    def continuous(self) -> Tensor:
+        """The identity ``(features, features)`` but for the discrete numbers, where it is zero."""
+        return torch.diag((torch.arange(len(self.mean)) >= len(self.cells)).double())
+
+    def root(self) -> Tensor:
+        """R ``(features, features)`` with RᵀR the covariance of the continuous numbers, and zero where the others are:
+        a row εᵀR of standard Gaussian noise ε is as wide as the rows in every direction, and leaves codes alone."""
+        if self.covariance.ndim == 1:
+            return self.continuous() * self.covariance.sqrt()
+        root, discrete = self.continuous(), len(self.cells)
+        root[discrete:, discrete:] = torch.linalg.cholesky(self.covariance[discrete:, discrete:]).T
+        return root
+
     @cached_property
     def _precision(self) -> Tensor:
         precision: Tensor = torch.linalg.inv(self.covariance)

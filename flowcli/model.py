@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,7 +27,9 @@ from flowcli.data.status import NAMES, NONFINITE, OK, VIOLATED
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.flow import Flow
+from flowcli.neighbours import FIGURES, MOST, Neighbours
 from flowcli.ordered import in_order
+from flowcli.places import is_object
 from flowcli.recipe import Recipe, from_dict
 
 if TYPE_CHECKING:
@@ -55,7 +59,8 @@ class Model:
     """What ``score`` and ``sample`` need, and the public Python API.
 
     ``calibration (k, held-out rows)`` holds what scores are made of, float64 (:mod:`flowcli.scoring.method`).
-    ``about`` is what ``inspect`` prints beside.
+    ``reference (m, features)`` are the encoded training rows that ``score.method: neighbours`` compares with. ``about``
+    is what ``inspect`` prints beside; ``digest`` the SHA-256 of the file it was read from, if it was.
     """
 
     recipe: Recipe
@@ -64,30 +69,38 @@ class Model:
     baseline: Baseline
     calibration: Tensor
     about: dict[str, Any] = field(default_factory=dict)
+    reference: Tensor | None = None
+    digest: str = ""
 
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Write one self-contained file."""
+        """Write one self-contained file, or object of a store."""
         tensors = {f"flow.{name}": tensor for name, tensor in self.flow.state_dict().items()}
         tensors |= {
             "baseline.mean": self.baseline.mean,
             "baseline.covariance": self.baseline.covariance,
             "calibration": self.calibration,
         }
+        if self.reference is not None:
+            tensors["reference"] = self.reference
         about = {"recipe": self.recipe.model_dump(mode="json"), "codec": self.codec.to_dict(), "about": self.about}
-        tensorfile.write(pathlib.Path(path), tensors, about)
+        tensorfile.write(path if is_object(path) else pathlib.Path(path), tensors, about)
 
     @staticmethod
     def load(path: str | pathlib.Path) -> Model:
-        """A model from its file or its run folder, on the CPU.
+        """A model from its file or its run folder, on a disk or in a store, on the CPU.
 
         Raises ModelFileError: as :func:`flowcli.tensorfile.read` does, when the tensors are not exactly those that the
         file's own recipe implies, and when it is a :class:`flowcli.variational.Posterior`.
         """
-        path = pathlib.Path(path)
-        file = path / MODEL_FILE if path.is_dir() else path
-        tensors, stored = tensorfile.read(file)
+        file = model_file(path)
+        return Model.parse(tensorfile.contents(file), file)
+
+    @staticmethod
+    def parse(content: bytes, file: str | pathlib.Path) -> Model:
+        """:meth:`load`, of the bytes that were in ``file``."""
+        tensors, stored = tensorfile.parse(content, file)
         if isinstance(stored.get("recipe"), dict) and stored["recipe"].get("target") is not None:
             raise ModelFileError(f"{file}: is of a target, not of data: `sample`, `evaluate` and `inspect` take it.")
         try:
@@ -106,16 +119,25 @@ class Model:
             "baseline.mean": (torch.Size([d]), torch.float64),
             "baseline.covariance": (torch.Size([d] * (1 + (d <= MAX_COVARIANCE and not diagonal))), torch.float64),
         }
-        calibration = tensors.pop("calibration", torch.empty(0))
+        compares = recipe.score.method == "neighbours"
+        calibration, reference = tensors.pop("calibration", torch.empty(0)), tensors.pop("reference", None)
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == 1 + images
-        if found != shapes or not calibrated:
-            differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items())) or ["calibration"]
+        figures = 1 + images + FIGURES * compares
+        calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == figures
+        if reference is None:
+            referred = not compares
+        else:
+            referred = compares and reference.dtype == torch.float64 and 1 <= len(reference) <= MOST
+            referred = referred and reference.shape[1:] == (d,)
+        if found != shapes or not calibrated or not referred:
+            differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items()))
+            differing += ["reference" if calibrated else "calibration"]
             raise ModelFileError(f"{file}: the tensor {differing[0]} is not what the file's own recipe implies.")
         flow = new_flow(recipe, codec)
         flow.load_state_dict({name[len("flow.") :]: t for name, t in tensors.items() if name.startswith("flow.")})
         baseline = Baseline(tensors["baseline.mean"], tensors["baseline.covariance"], codec.cells)
-        return Model(recipe, codec, flow.eval(), baseline, calibration, about)
+        digest = hashlib.sha256(content).hexdigest()
+        return Model(recipe, codec, flow.eval(), baseline, calibration, about, reference, digest)
 
     @property
     def points(self) -> int:
@@ -127,6 +149,18 @@ class Model:
     def threads(self) -> int:
         """How many batches are worth computing at once: as many as torch has threads; one, where a device does it."""
         return torch.get_num_threads() if self.flow.base.anchor.device.type == "cpu" else 1
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """What rows are compared with, if the recipe's score asks for it."""
+        return None if self.reference is None else Neighbours(self.reference, self.baseline, self.flow)
+
+    def log_distances(self, rows: Rows) -> NDArray[np.float64]:
+        """:meth:`~flowcli.neighbours.Neighbours.log_distances` ``(k, n)`` of rows that were read; of none, without."""
+        if self.neighbours is None:
+            return np.empty((0, len(rows)))
+        y, _ = self.codec.encode(rows.raw, torch.full_like(rows.raw, 0.5))
+        return np.asarray(self.neighbours.log_distances(y, rows.missing).numpy())
 
     # -- density -------------------------------------------------------------------------------------------------
 
@@ -280,7 +314,7 @@ class Model:
         """
         if steps < 2:
             raise UsageError(f"{steps} steps are too few; the two ends are two.")
-        table, place = _table(frame), self._given_table(given) if given else None
+        table, place = _table(frame), self.given_table(given) if given else None
         if place is not None:
             self.codec.read_given(place)  # refuses what it does not know
             for name in place.column_names:
@@ -316,21 +350,31 @@ class Model:
         seed: int = 0,
         temperature: float = 1.0,
         latents: bool = False,
+        parts: Iterable[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """:meth:`sample` in batches. The rows are functions of (seed, place), so fewer rows are a prefix of more.
 
-        Raises before the first batch is drawn, as :meth:`sample` does.
+        ``parts`` are the numbers of the batches wanted, of ``codec.rows_at_once`` rows each but for the last; all of
+        them, unless given. Raises before the first batch is drawn, as :meth:`sample` does.
         """
-        table = self._given_table(given)
+        table = self.given_table(given)
         context = None if table is None else self.codec.read_given(table)
-        return self._draw(n, table, context, seed, temperature, self.sample_schema(latents))
+        return self._draw(n, table, context, seed, temperature, self.sample_schema(latents), parts)
 
     def _draw(
-        self, n: int, table: pa.Table | None, context: Tensor | None, seed: int, temperature: float, schema: pa.Schema
+        self,
+        n: int,
+        table: pa.Table | None,
+        context: Tensor | None,
+        seed: int,
+        temperature: float,
+        schema: pa.Schema,
+        parts: Iterable[int] | None,
     ) -> Iterator[pa.RecordBatch]:
         total = n if table is None else n * table.num_rows
         like, base = self.flow.base.anchor, copy.deepcopy(self.flow.base).cpu()
         size = self.codec.rows_at_once  # rows that share a seed
+        wanted = range(-(-total // size)) if parts is None else parts
 
         @torch.no_grad()
         def drawn(part: int) -> pa.RecordBatch:
@@ -351,7 +395,7 @@ class Model:
                 arrays[name] = pa.FixedSizeListArray.from_arrays(scale.reshape(-1).numpy(), scale.shape[1])
             return pa.Table.from_pydict(arrays).cast(schema).combine_chunks().to_batches()[0]
 
-        return in_order(drawn, range(-(-total // size)), self.threads)
+        return in_order(drawn, wanted, self.threads, alike=parts is not None)
 
     @torch.no_grad()
     def decoded(self, z: Tensor, context: Tensor | None = None) -> pa.Table:
@@ -364,7 +408,8 @@ class Model:
             batches.append(self.codec.decode(y.cpu()))
         return pa.Table.from_batches(batches)
 
-    def _given_table(self, given: Mapping[str, Any] | pd.DataFrame | pa.Table | None) -> pa.Table | None:
+    def given_table(self, given: Mapping[str, Any] | pd.DataFrame | pa.Table | None) -> pa.Table | None:
+        """What is given as a table, None for a model that needs nothing. Raises as :meth:`sample` does."""
         names = [column.name for column in self.codec.given]
         if not names:
             if given is not None:
@@ -382,6 +427,14 @@ class Model:
             except pa.ArrowException as error:
                 raise DataError(f"given: {error}.") from None
         return _table(given)
+
+
+def model_file(path: str | pathlib.Path) -> str | pathlib.Path:
+    """The model file that a run folder, or the file itself, stands for."""
+    if isinstance(path, str) and is_object(path):
+        return path if path.endswith(".safetensors") else f"{path.rstrip('/')}/{MODEL_FILE}"
+    path = pathlib.Path(path)
+    return path / MODEL_FILE if path.is_dir() else path
 
 
 def codec_from_dict(codec: Mapping[str, Any]) -> Codec:

@@ -15,18 +15,19 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def in_order(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+def in_order(function: Callable[[T], U], items: Iterable[T], threads: int, alike: bool = False) -> Iterator[U]:
     """``map(function, items)`` in so many threads, each of which computes alone what it has been given.
 
     One more thread takes the items, a few ahead, and the caller's gives out the results: reading, computing and what
     the caller does with a result, such as writing it, overlap. The first item, often the only one, is computed in the
-    caller's thread, with all of torch's.
+    caller's thread, with all of torch's; not so when ``alike``: sums depend on how many threads share them, and then
+    no result depends on which item was first.
 
     Raises what ``items`` or ``function`` raise, after the results before it. Then, and when the caller wants no more,
     nothing new is begun, and what is being read or computed is not waited for.
     """
     items = iter(items)
-    yield from map(function, itertools.islice(items, 1))
+    yield from map(function, itertools.islice(items, 0 if alike else 1))
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     begun: SimpleQueue[Future[U] | None] = SimpleQueue()

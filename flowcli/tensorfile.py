@@ -14,15 +14,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from flowcli.data import store
 from flowcli.data.whole import write_whole
-from flowcli.errors import ModelFileError
+from flowcli.errors import DataError, ModelFileError
+from flowcli.places import is_object
 
 FORMAT = 1
 MAX_HEADER = 8 << 20
 _KEY = "flowcli"  # one key only: the order of several would differ from run to run
 
 
-def write(path: pathlib.Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def write(path: pathlib.Path | str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write ``tensors`` and the JSON ``about`` whole. Equal contents give equal bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     table, data = _split(safetensors.torch.save(plain))
@@ -32,23 +34,34 @@ def write(path: pathlib.Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     write_whole(path, safetensors.torch.save(plain, metadata))
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: pathlib.Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the JSON of a file that :func:`write` wrote.
 
     Raises ModelFileError: no such file, a header over 8 MB, not safetensors, not ours, a newer format, a digest that
     does not fit, a weight that is not finite.
     """
+    return parse(contents(path), path)
+
+
+def contents(path: pathlib.Path | str) -> bytes:
+    """The bytes of a file or an object of a store. Raises ModelFileError when it cannot be read, or its beginning says
+    that it is none of ours."""
     try:
-        with path.open("rb") as stream:
+        with store.open_stream(str(path)) if is_object(path) else open(path, "rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 0 < length <= MAX_HEADER:
                 raise ModelFileError(f"{path}: not a flowcli model: its header cannot be read.")
-            content = start + stream.read()
+            return start + stream.read()
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (OSError, DataError) as error:
+        reason = str(getattr(error, "strerror", None) or error).splitlines()[0].rstrip(".")
+        raise ModelFileError(f"{path}: cannot be read: {reason}.") from None
+
+
+def parse(content: bytes, path: pathlib.Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """:func:`read`, of the bytes that were in the file ``path``."""
     try:
         table, data = _split(content)
         ours = json.loads(table.pop("__metadata__", {}).get(_KEY, "null"))

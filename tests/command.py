@@ -8,28 +8,36 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("FLOWCLI_")} | {"OMP_NUM_THREADS": "1"}
 
 
 @functools.cache
-def _zygote() -> subprocess.Popen[str]:
+def _kept(program: str) -> subprocess.Popen[str]:
     """What a command imports takes seconds, so each is forked from one process that has it. It ends with this one."""
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("zygote.py"))]
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(program))]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
+def ask(program: str, request: object) -> Any:
+    """The answer, a JSON line, of a program beside this one that is kept running."""
+    process = _kept(program)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
 def flowcli(
-    *arguments: object, cwd: Path | None = None, stdin: bytes | None = None
+    *arguments: object, cwd: Path | None = None, stdin: bytes | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The finished process, with stdout and stderr as text. Standard input is empty unless given."""
-    zygote, words = _zygote(), list(map(str, arguments))
-    assert zygote.stdin is not None
-    assert zygote.stdout is not None
-    request = {"arguments": words, "cwd": str(cwd or Path.cwd()), "stdin": (stdin or b"").hex()}
-    zygote.stdin.write(json.dumps(request) + "\n")
-    zygote.stdin.flush()
-    answer = json.loads(zygote.stdout.readline())
+    """The finished process, with stdout and stderr as text. Standard input is empty unless given; ``environment`` is
+    added to the usual one."""
+    words = list(map(str, arguments))
+    request: dict[str, Any] = {"arguments": words, "cwd": str(cwd or Path.cwd()), "stdin": (stdin or b"").hex()}
+    answer = ask("zygote.py", request | {"environment": environment or {}})
     out = bytes.fromhex(answer["out"]).decode()
     return subprocess.CompletedProcess(["flowcli", *words], answer["code"], out, answer["err"])
 

@@ -21,7 +21,7 @@ import torch
 
 from flowcli.cli import main as command_line
 
-for module in ("scoring", "training.fit", "data.gallery", "data.sink", "cli.formats"):
+for module in ("scoring", "training.fit", "data.gallery", "data.sink", "cli.formats", "report", "tune"):
     importlib.import_module(f"flowcli.{module}")
 torch.optim.AdamW([torch.zeros(1)])  # which imports much at its first use
 

@@ -65,7 +65,9 @@ def test_help_is_light() -> None:
     assert "fit" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "fit", "score", "sample", "evaluate", "inspect", "validate", "recipe"])
+@pytest.mark.parametrize(
+    "command", ["init", "fit", "score", "sample", "evaluate", "compare", "inspect", "report", "validate", "recipe"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     for flag in ("-h", "--help"):
         assert "Usage: flowcli" in succeed(command, flag)

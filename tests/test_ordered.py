@@ -61,6 +61,12 @@ def test_the_first_item_is_computed_with_all_of_torchs_threads() -> None:
     assert second[0] != first[0]
 
 
+def test_when_all_are_alike_the_first_has_one_thread_too() -> None:
+    assert {*in_order(lambda _: torch.get_num_threads(), range(5), 2, alike=True)} == {1}
+    callers = {*in_order(lambda _: threading.current_thread(), range(5), 2, alike=True)}
+    assert threading.current_thread() not in callers
+
+
 def test_items_are_taken_only_a_little_ahead() -> None:
     taken = 0
 

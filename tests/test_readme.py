@@ -54,9 +54,14 @@ def folder(tmp_path: Path) -> Path:
 def test_the_tours_commands(folder: Path) -> None:
     lines = "\n".join(blocks("sh")).replace("fit glow-digits", "fit glow-digits -s train.epochs=2")
     lines = lines.replace("fit posterior", "fit posterior -s train.epochs=2")
+    lines = lines.replace("--trials 20", "--trials 2 -s train.epochs=2 -s data.validation=0.5")
     (folder / "sample_data").symlink_to(ROOT / "sample_data")
     assert lines.count("flowcli ") > 10
-    script = f'set -euo pipefail\nflowcli() {{ "{sys.executable}" -m flowcli "$@"; }}\n{lines}'
+    functions = "\n".join(
+        f'{name}() {{ "{sys.executable}" -m {module} "$@"; }}'
+        for name, module in (("flowcli", "flowcli"), ("torchrun", "torch.distributed.run"))
+    )
+    script = f"set -euo pipefail\n{functions}\n{lines}"
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )

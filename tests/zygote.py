@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 from forks import forked
 
@@ -15,9 +16,12 @@ def main() -> None:
     os.dup2(2, 1)
     for line in iter(requests.readline, ""):
         request = json.loads(line)
-        done = forked(
-            request["arguments"], lambda cwd=request["cwd"]: os.chdir(cwd), bytes.fromhex(request["stdin"]), 300
-        )
+
+        def prepare(request: dict[str, Any] = request) -> None:
+            os.chdir(request["cwd"])
+            os.environ.update(request["environment"])
+
+        done = forked(request["arguments"], prepare, bytes.fromhex(request["stdin"]), 300)
         print(json.dumps({"code": done.code, "out": done.out.hex(), "err": done.err}), file=answers, flush=True)
 
 

@@ -87,7 +87,7 @@ def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Call
 
 def main() -> None:
     """Run the command line."""
-    from flowcli.cli import evaluate, fit, init, inspect_, recipe, sample, score, validate  # noqa: F401 (they register)
+    from flowcli.cli import compare, evaluate, fit, init, inspect_, recipe, report, sample, score, tune, validate  # noqa: F401 (they register)
 
     signal.signal(signal.SIGTERM, _terminated)
     app(prog_name="flowcli")

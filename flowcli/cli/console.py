@@ -100,10 +100,11 @@ def leave(error: BaseException) -> NoReturn:
 
 
 class Signals:
-    """While open, the first SIGINT or SIGTERM is noted in ``number`` and the second ends the process at once."""
+    """While open, the first SIGINT or SIGTERM is noted in ``number`` and the second ends the process at once, unless
+    it is ``patient``."""
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, patient: bool = False) -> None:
+        self.number, self.patient = 0, patient
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -115,7 +116,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number and not self.patient:
             os._exit(128 + number)
         self.number = number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,9 @@ from flowcli.cli.target import AllowCode, fit_target, refuse
 from flowcli.cli.validate import Set
 
 if TYPE_CHECKING:
+    from flowcli.recipe import Recipe
     from flowcli.training.clock import Profile
+    from flowcli.training.group import Group
 
 
 @command()
@@ -52,7 +55,7 @@ def fit(
     began = time.perf_counter()
 
     from flowcli import recipe as recipes
-    from flowcli.errors import UsageError
+    from flowcli.errors import FlowcliError, UsageError
 
     flags = {"train.max_time": max_time, "train.device": device, "train.seed": seed}
     overrides = [*set_, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
@@ -62,41 +65,72 @@ def fit(
     if data:
         checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})
     run = output or Path("runs") / recipes.shipped.path(recipe).stem
-    if not dry_run and not resume and run.exists() and not force and (not run.is_dir() or any(run.iterdir())):
+    if str(run).startswith(("s3:", "gs:")):
+        raise UsageError(f"{run}: a run is a folder on a disk; `flowcli score` and others read a model from a store.")
+    alone = "WORLD_SIZE" not in os.environ  # several look once they know which of them writes
+    if alone and not dry_run and not resume and run.exists() and not force and (not run.is_dir() or any(run.iterdir())):
         raise UsageError(f"{run}: exists already; --force replaces it, --resume goes on with it.")
 
     if checked.target is not None:
         refuse({"DATA": data, "--resume": resume, "--init-from": init_from, "--profile": profile})
         fit_target(checked, run, force, allow_code, dry_run)
         return
+    if not alone:  # what torch says of processes that are gone is for its makers, and read once, at its import
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from flowcli.training.group import join
+
+    group = join()
+    if not group.first:
+        console.settings.quiet = True
+    try:
+        _fit(checked, run, init_from, group, began if profile else None, dry_run, force, resume)
+    except FlowcliError as error:
+        if not group.speaks():
+            sys.exit(error.exit_code)
+        raise
+
+
+def _fit(
+    recipe: Recipe, run: Path, init_from: str | None, group: Group, began: float | None, dry_run: bool, force: bool,
+    resume: bool,
+) -> None:  # fmt: skip
+    """The command in one process of a group; ``began`` is when, if it is to say where the time went."""
+    from flowcli import recipe as recipes
     from flowcli.cli.display import display
+    from flowcli.data.source import STDIN
+    from flowcli.errors import UsageError
     from flowcli.model import Model
     from flowcli.training.clock import Profile
     from flowcli.training.fit import train
     from flowcli.training.loop import Interrupted
     from flowcli.training.prepare import prepare
 
+    if group.size > 1 and STDIN in recipe.data.files:
+        raise UsageError("-: several processes cannot all read standard input; name files.")
     if dry_run:
-        prepared = prepare(checked, say=console.note)
+        prepared = prepare(recipe, say=console.note)
         parameters = sum(p.numel() for p in prepared.flow.parameters())
         console.note(
             f"{len(prepared.rows)} training rows, {len(prepared.held_out)} held out, {prepared.codec.features} "
             f"columns, {parameters} parameters; nothing was trained"
         )
-        console.result(recipes.dump(prepared.recipe).rstrip("\n"))
+        if group.first:
+            console.result(recipes.dump(prepared.recipe).rstrip("\n"))
         return
     start = Model.load(init_from) if init_from else None
-    clock = Profile(began) if profile else None
+    clock = Profile(began) if began is not None else None
     if clock:
         clock.lap("start-up")
-    prepared = prepare(checked, say=console.note, clock=clock)
-    with console.Signals() as signals:
+    prepared = prepare(recipe, say=console.note, clock=clock)
+    with console.Signals(patient=group.size > 1) as signals:  # a launcher passes on what its processes hear as well
         try:
-            model = train(prepared, run, display(), force, resume, start, signals.seen, clock)
+            model = train(prepared, run, display(), force, resume, start, signals.seen, clock, group)
         except Interrupted:
             _tell(clock)
             console.note(f"stopped; `flowcli fit … --resume -o {run}` goes on")
-            sys.exit(128 + signals.number)
+            sys.exit(128 + (signals.number or signal.SIGTERM))  # another process may have been the one to hear it
+    if model is None:
+        return
     _tell(clock)
     about = model.about
     console.note(

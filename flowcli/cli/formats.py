@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowcli.errors import UsageError
@@ -19,6 +20,12 @@ def check_format(format: str | None) -> None:
     """Raises UsageError for a format that is none."""
     if format is not None and format not in FORMATS:
         raise UsageError(f"--format: '{format}' is not one of {', '.join(FORMATS)}.")
+
+
+def is_model(name: str) -> bool:
+    """Whether a name is of a run folder or a model file, and not of data."""
+    path = Path(name)
+    return (path / "model.safetensors").is_file() if path.is_dir() else path.suffix == ".safetensors"
 
 
 def loaded(model: str, device: str) -> Model:

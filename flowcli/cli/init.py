@@ -39,16 +39,17 @@ def init(
     from flowcli.data.source import STDIN, Source
     from flowcli.data.whole import write_whole
     from flowcli.init import propose
+    from flowcli.places import is_object
 
     check_format(format)
-    folder = Path() if output == "-" else Path(output).parent
+    folder = Path() if output == "-" or is_object(output) else Path(output).parent
     text = propose(Source.of(data, format), data, folder, _names(given), _names(exclude))
     rest = " DATA" if STDIN in data else ""
     if output == "-":
         console.result(text.rstrip("\n"))
         console.note(f"Next: save it (-o recipe.yaml), read it, and flowcli fit recipe.yaml{rest}")
         return
-    write_whole(Path(output), text)
+    write_whole(output, text)
     console.note(f"Next: read {output}, and flowcli fit {output}{rest}")
     console.result(output)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,14 @@ from flowcli.cli import console
 from flowcli.cli.app import command
 from flowcli.cli.target import inspect_target
 
+if TYPE_CHECKING:
+    from flowcli.flows.outline import Node
+    from flowcli.model import Model
+    from flowcli.training.again import Past
+
 FEW = 8  # values that are listed, at most
+WIDTH = 66  # of a line of the tree, without its number of parameters
+LEVELS = (0.001, 0.01, 0.05)
 
 
 @command()
@@ -21,32 +28,43 @@ def inspect_(
 ) -> None:
     """Say what a model is.
 
-    Its recipe, its columns, what it was fitted on and how well.
+    Its layers as a tree with shapes and parameters, its columns, its calibration, and what it was made from.
     """
     import json
+    from dataclasses import asdict
 
     from flowcli.data.table import TableCodec
-    from flowcli.model import Model
+    from flowcli.flows.outline import outline
+    from flowcli.training.again import Past
     from flowcli.variational.posterior import Posterior, is_posterior
 
     if is_posterior(model):
         inspect_target(Posterior.load(model), json_)
         return
-    fitted = Model.load(model)
+    past = Past.load(model)
+    fitted, tree = past.model, outline(past.model.flow)
     if json_:
         about = {
             "recipe": fitted.recipe.model_dump(mode="json"),
+            "tree": asdict(tree),
             "codec": fitted.codec.to_dict(),
             "calibration_rows": fitted.calibration.shape[1],
+            "thresholds": {f"{alpha:g}": limit for alpha, limit in _thresholds(fitted) if limit is not None},
+            "provenance": _provenance(past),
             **fitted.about,
         }
         console.result(json.dumps(about, indent=2, ensure_ascii=False))
         return
     flow = fitted.recipe.flow.model_dump()
     console.result(f"flow      {flow.pop('type')}: " + ", ".join(f"{k} {v}" for k, v in flow.items()))
+    for line in _lines(tree):
+        console.result(line)
     for key, value in fitted.about.items():
         console.result(f"{key.replace('_', ' '):<27} {'not finite' if value is None else f'{value:,.6g}'}")
     console.result(f"{'calibration rows':<27} {fitted.calibration.shape[1]:,}")
+    for alpha, limit in _thresholds(fitted):
+        needs = f"needs {round(1 / alpha) - 1:,} calibration rows"
+        console.result(f"{f'score at alpha {alpha:g}':<27} {needs if limit is None else f'{limit:,.6g}'}")
     modelled = fitted.codec.columns if isinstance(fitted.codec, TableCodec) else ()
     if not modelled:
         image = fitted.codec.to_dict()["image"]
@@ -57,6 +75,56 @@ def inspect_(
         for column in columns:
             shown = ", ".join(_details(column.to_dict()))
             console.result(console.printable(f"  {column.name}: {column.kind} ({column.arrow_type}) {shown}"))
+    console.result("provenance")
+    for key, text in _provenance(past).items():
+        console.result(console.printable(f"  {key:<9} {text}"))
+
+
+def _lines(node: Node, before: str = "", joint: str = "") -> Iterator[str]:
+    """A tree in text: name, shapes and, at the right, parameters."""
+    times = f"{node.times} × " if node.times > 1 else ""
+    text = f"{before}{joint}{times}{node.name}{f'  {node.shapes}' if node.shapes else ''}"
+    text = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    yield f"{text:<{WIDTH}} {node.parameters:>12,}" if node.parameters else text
+    below = before + {"├─ ": "│  ", "└─ ": "   "}.get(joint, "")
+    for part in node.parts:
+        yield from _lines(part, below, "└─ " if part is node.parts[-1] else "├─ ")
+
+
+def _thresholds(model: Model) -> list[tuple[float, float | None]]:
+    """The score from which on a row is flagged at each level; None where there are too few held-out rows for it."""
+    import math
+
+    from flowcli.scoring import Scorer
+    from flowcli.scoring.score import threshold
+
+    limits = ((alpha, threshold(Scorer(model).held_out, alpha)) for alpha in LEVELS)
+    return [(alpha, limit if math.isfinite(limit) else None) for alpha, limit in limits]
+
+
+def _provenance(past: Past) -> dict[str, str]:
+    """Where a model comes from: its file's digest and, of a run, when, how and from what it was made."""
+    from pathlib import Path
+
+    from flowcli.model import MODEL_FILE
+    from flowcli.training.run import describe
+
+    path, manifest = Path(past.name), past.manifest
+    found = {"sha256": describe(str(path / MODEL_FILE if path.is_dir() else path))["sha256"]}
+    if manifest:
+        seconds = manifest["seconds"]
+        found |= {
+            "finished": f"{manifest['finished']}, after {seconds['total']:,} s, {seconds['training']:,} s of training",
+            "command": " ".join(manifest["argv"]),
+            "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+            "device": f"{manifest['device']}, {manifest['threads']} threads, seed {manifest['seed']}",
+        }
+        if "failed" in manifest:
+            found["failed"] = manifest["failed"]
+        for i, file in enumerate(manifest["data"], 1):
+            size = f", {file['bytes']:,} bytes, sha256 {file['sha256']}" if "bytes" in file else ""
+            found[f"data {i}" if len(manifest["data"]) > 1 else "data"] = f"{file['file']}{size}"
+    return found
 
 
 def _details(column: Mapping[str, Any], also_hidden: Sequence[str] = ("name", "kind", "arrow_type")) -> Iterator[str]:

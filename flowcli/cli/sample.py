@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.sharded import SHARD
 from flowcli.cli.target import AllowCode, draws, refuse
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def sample(
         str | None,
         typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of - and of names without an ending."),
     ] = None,
+    shard: SHARD = None,
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = "auto",
@@ -74,6 +76,7 @@ def sample(
         raise UsageError("say how many rows with -n, or the two images to go between with --between.")
 
     from flowcli.cli.formats import check_format, loaded, read_source
+    from flowcli.cli.sharded import check_shard, sample_shard
     from flowcli.data.gallery import is_gallery, open_gallery
     from flowcli.data.sink import check_output, open_sink, output_format
     from flowcli.data.source import Source
@@ -81,12 +84,14 @@ def sample(
     from flowcli.variational.posterior import Posterior, is_posterior
 
     check_format(format)
-    gallery = is_gallery(output)
-    if not gallery:
+    gallery = shard is None and is_gallery(output)
+    if shard is not None:
+        check_shard(shard, output, format, force, {"--between": between is not None})
+    elif not gallery:
         check_output(output, format, force)
     if is_posterior(model):
-        options = {"--given": given, "--between": between, "--latents": latents}
-        refuse(options | {"-o of a folder or a sheet": gallery})
+        refuse({"--given": given, "--between": between, "--latents": latents, "--shard": shard})
+        refuse({"-o of a folder or a sheet": gallery})
         if weights and resample:
             raise UsageError("--weights and --resample: give one of them.")
         if (weights or resample) and temperature != 1:
@@ -103,7 +108,7 @@ def sample(
         raise UsageError(f"{output}: is for images, and this model is of a table; name a file such as drawn.parquet.")
     if between and not images:
         raise UsageError("--between: is for images, and this model is of a table.")
-    binary = not gallery and output_format(output, format) in BINARY
+    binary = shard is not None or (not gallery and output_format(output, format) in BINARY)
     if images and not gallery and not binary:
         raise UsageError("images go to a folder (-o out/), a contact sheet (-o sheet.png), or parquet or Arrow.")
     if latents and (between or not binary):
@@ -121,20 +126,22 @@ def sample(
     table = Source.of(files, format, fitted.codec.text_types).table() if files else None
     text = {name for name, type_ in fitted.codec.text_types.items() if str(type_).endswith("string")}
     values = {key: value if key in text else scalar(value) for key, _, value in (pair.partition("=") for pair in pairs)}
-    if between:
-        drawn = fitted.between(read_source(between, fitted).table(), steps, values or None)
-        schema, batches = drawn.schema, iter(drawn.to_batches())
-    else:
-        schema, batches = (
-            fitted.sample_schema(latents),
-            fitted.sample_batches(n or 0, table if files else values or None, seed, temperature, latents),
-        )
     error = fitted.about.get("round_trip_error", 0.0)
     if error is None or error > MAX_ROUND_TRIP:
         console.warn(
             f"this model's inverse misses by {'any amount' if error is None else f'up to {error:.2g}'}, as `flowcli "
             f"inspect` says under round trip error: its draws may not follow its density"
         )
+    options: dict[str, Any] = {"seed": seed, "temperature": temperature, "latents": latents}
+    known = table if files else values or None
+    if shard is not None:
+        sample_shard(shard, fitted, n or 0, known, output, options)
+        return
+    if between:
+        drawn = fitted.between(read_source(between, fitted).table(), steps, values or None)
+        schema, batches = drawn.schema, iter(drawn.to_batches())
+    else:
+        schema, batches = fitted.sample_schema(latents), fitted.sample_batches(n or 0, known, **options)
     _write(output, batches, open_gallery(output, force) if gallery else open_sink(output, schema, format, force))
 
 

@@ -10,6 +10,7 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.sharded import SHARD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,6 +58,7 @@ def score(
             metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -, on either side, and of names without an ending."
         ),
     ] = None,
+    shard: SHARD = None,
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = "auto",
@@ -75,62 +77,33 @@ def score(
     if len(asked) > 1:
         raise UsageError(f"{' and '.join(asked)}: give one of them.")
 
-    import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     from flowcli.cli.formats import check_format, loaded, read_source
-    from flowcli.data.image import COLUMN as IMAGE
-    from flowcli.data.image import FILE
-    from flowcli.data.pictures import holds_images
+    from flowcli.cli.sharded import check_shard, score_shard
     from flowcli.data.sink import check_output, open_sink, output_format
-    from flowcli.data.source import spelled
     from flowcli.errors import DataError
     from flowcli.ordered import in_order
-    from flowcli.scoring import Level, Scorer
+    from flowcli.scoring import Level, RowScorer, Scorer, in_one_schema, pieces
 
     check_format(format)
-    check_output(output, format, force)
+    if shard is None:
+        check_output(output, format, force)
+    else:
+        check_shard(shard, output, format, force, {"--fdr": fdr is not None, "--fail-over": fail_over is not None})
     fitted = loaded(model, device)
     # With --fdr no row that has a greater p-value than Q is flagged in the end.
     level = Level(alpha=fdr if fdr is not None else alpha, threshold=threshold)
-    pictures = fitted.recipe.data.image is not None
-    own = (FILE, IMAGE) if pictures else ()
-    wanted = [name.strip() for names in keep for name in names.split(",")]
-    text = output_format(output, format) in ("csv", "tsv", "jsonl")
-
     scorer = Scorer(fitted, level, method, dequantization_samples, explain)
+    wanted = tuple(name.strip() for names in keep for name in names.split(","))
+    text = shard is None and output_format(output, format) in ("csv", "tsv", "jsonl")
+    score_rows = RowScorer(scorer, None if keep_all else wanted, text)
+    if shard is not None:
+        score_shard(shard, score_rows, data, output, only_anomalies)
+        return
 
-    def parts() -> Iterator[tuple[int, str, pa.RecordBatch]]:
-        """What goes through the flow at once: the number of its first row, its file, and its rows."""
-        row, size = 0, fitted.codec.rows_at_once
-        for file, batch in read_source(data, fitted, format).batches():
-            for start in range(0, batch.num_rows, size):
-                yield row + start, spelled(file), batch.slice(start, size)
-            row += batch.num_rows
-
-    def scored(part: tuple[int, str, pa.RecordBatch]) -> pa.RecordBatch:
-        row, file, batch = part
-        columns = {
-            "row_id": pa.array(np.arange(row, row + batch.num_rows)),
-            "source": batch.column(FILE) if pictures else pa.repeat(file, batch.num_rows),
-        }
-        for name in (n for n in batch.schema.names if n not in own) if keep_all else wanted:
-            if name not in batch.schema.names:
-                raise DataError(f"--keep: the data has no column '{name}'.")
-            if name in ("row_id", "source"):
-                raise UsageError(f"--keep: '{name}' is also the name of a score column; rename it.")
-            if text and holds_images(batch.column(name).type):
-                raise UsageError(f"--keep: '{name}' holds files or arrays; those go to parquet or Arrow.")
-            columns[name] = batch.column(name)
-        result = scorer(batch)
-        clash = set(columns) & set(result.schema.names)
-        if clash:
-            raise UsageError(f"--keep: '{sorted(clash)[0]}' is also the name of a score column; rename it.")
-        columns |= dict(zip(result.schema.names, result.columns, strict=True))
-        return pa.RecordBatch.from_pydict(columns)
-
-    batches = _in_one_schema(in_order(scored, parts(), fitted.threads))
+    found = pieces(read_source(data, fitted, format).batches(), fitted.codec.rows_at_once)
+    batches = in_one_schema(in_order(score_rows, found, fitted.threads))
     if fdr is not None:
         batches = _discoveries(batches, fdr)
     first = next(batches, None)
@@ -173,27 +146,3 @@ def _discoveries(batches: Iterator[pa.RecordBatch], q: float) -> Iterator[pa.Rec
             score, p_value = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("score", "p_value"))
             flags = pa.array(level.flags(score, p_value), mask=batch.column("p_value").is_null().to_numpy(False))
             yield batch.set_column(place, "is_anomaly", flags)
-
-
-def _in_one_schema(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Batches in the schema of the first, with nulls for a column that is not there. Raises DataError when a kept
-    column's values do not fit it, or it is new."""
-    import pyarrow as pa
-
-    from flowcli.errors import DataError
-
-    schema: pa.Schema | None = None
-    for batch in batches:
-        schema = schema or batch.schema
-        extra = sorted(set(batch.schema.names) - set(schema.names))
-        if extra:
-            raise DataError(f"column '{extra[0]}': is not in the files before; name what to copy with --keep.")
-        columns = []
-        for field in schema:
-            found = field.name in batch.schema.names
-            column = batch.column(field.name) if found else pa.nulls(batch.num_rows, field.type)
-            try:
-                columns.append(column if column.type == field.type else column.cast(field.type))
-            except pa.ArrowException:
-                raise DataError(f"column '{field.name}': holds {column.type} here and {field.type} before.") from None
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -8,7 +8,7 @@ import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 from PIL import Image
@@ -82,23 +82,25 @@ class _Sheet:
             raise UsageError(f"a contact sheet holds at most {LARGE:,} pictures; write them to a folder, -o out/.")
         self.pictures += [Image.open(io.BytesIO(content)) for content in batch.column(COLUMN).to_pylist()]
 
-    def picture(self) -> Image.Image:
-        """All of them in rows, about as many across as down; a row of at most 16 stays one row."""
-        first, n = self.pictures[0], len(self.pictures)
-        across = n if n <= 16 else math.ceil(math.sqrt(n))
-        scale = max(1, SMALL // max(first.size))
-        width, height = (scale * side + MARGIN for side in first.size)
-        mode = "L" if first.mode.startswith("I") else first.mode
-        sheet = Image.new(mode, (across * width + MARGIN, math.ceil(n / across) * height + MARGIN), "grey")
-        for i, picture in enumerate(self.pictures):
-            eight = picture.point(lambda v: v / 256).convert("L") if picture.mode.startswith("I") else picture
-            enlarged = eight.resize((width - MARGIN, height - MARGIN), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (MARGIN + i % across * width, MARGIN + i // across * height))
-        return sheet
+
+def sheet(pictures: Sequence[Image.Image], across: int | None = None) -> Image.Image:
+    """Pictures of one size in rows of ``across``, or about as many across as down; a row of at most 16 stays one row
+    then."""
+    first, n = pictures[0], len(pictures)
+    across = across or (n if n <= 16 else math.ceil(math.sqrt(n)))
+    scale = max(1, SMALL // max(first.size))
+    width, height = (scale * side + MARGIN for side in first.size)
+    mode = "L" if first.mode.startswith("I") else first.mode
+    whole = Image.new(mode, (across * width + MARGIN, math.ceil(n / across) * height + MARGIN), "grey")
+    for i, picture in enumerate(pictures):
+        eight = picture.point(lambda v: v / 256).convert("L") if picture.mode.startswith("I") else picture
+        enlarged = eight.resize((width - MARGIN, height - MARGIN), Image.Resampling.NEAREST)
+        whole.paste(enlarged, (MARGIN + i % across * width, MARGIN + i // across * height))
+    return whole
 
 
 @contextlib.contextmanager
 def _sheet(path: pathlib.Path) -> Iterator[_Sheet]:
     with whole_file(path) as beside:
         yield (sink := _Sheet())
-        sink.picture().save(beside, "PNG")
+        sheet(sink.pictures).save(beside, "PNG")

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from flowcli.data import store
 from flowcli.data.codec import Codec
 from flowcli.data.pictures import Pictures
-from flowcli.data.source import Source, first_line, reading
+from flowcli.data.source import Source, first_line, footer, open_parquet, reading
 from flowcli.errors import DataError
+from flowcli.places import is_object
 from flowcli.recipe.schema import Data
 
 GROUP_ROWS = 16_384  # of a group in a copy, at most
@@ -73,12 +75,17 @@ class Groups:
         """The rows of a group. Raises DataError when its file cannot be read, or is another than it was."""
         file, i = self.groups[group]
         with reading(str(file.file)):
-            if isinstance(file.file, str) and os.stat(file.file).st_mtime_ns != file.changed:
+            if isinstance(file.file, str) and _changed(file.file) != file.changed:
                 raise DataError(f"{file.file}: was changed while it was read.")
-            with pa.parquet.ParquetFile(file.file, metadata=file.meta, pre_buffer=False) as parquet:
+            with open_parquet(file.file, file.meta) as parquet:
                 table = parquet.read_row_group(i, self.schema.names)
                 table.validate(full=True)
                 return table.select(self.schema.names).cast(self.schema)
+
+
+def _changed(name: str) -> int:
+    """When a file or an object was changed last, in nanoseconds."""
+    return int(store.info(name).mtime_ns) if is_object(name) else os.stat(name).st_mtime_ns
 
 
 def _as_they_are(source: Source | Pictures) -> list[_File]:
@@ -88,8 +95,8 @@ def _as_they_are(source: Source | Pictures) -> list[_File]:
         return files
     for name in source.files:
         with reading(name):
-            meta = pa.parquet.read_metadata(name)
-            files.append(_File(name, meta, os.stat(name).st_mtime_ns))
+            meta = footer(name)
+            files.append(_File(name, meta, _changed(name)))
         if any(meta.row_group(i).num_rows * meta.num_columns > MAX_GROUP for i in range(meta.num_row_groups)):
             return []
     return files

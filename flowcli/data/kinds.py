@@ -43,7 +43,7 @@ def fit_columns(
     """
     columns: list[ColumnCodec] = []
     for name in names:
-        options = data.columns.get(name, Column())
+        options = data.options(name, is_number(plain_array(table.column(name).combine_chunks()).type))
         if options.by:
             columns.append(_told(name, options.by, whole, data))
         else:

@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from flowcli.data import store
 from flowcli.data.image import COLUMN, FILE
 from flowcli.data.source import FORMATS, STDIN, Source, reading, spelled
 from flowcli.errors import DataError
+from flowcli.places import is_object
 
 LABEL = "label"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
@@ -84,9 +86,15 @@ class Pictures:
 
     @staticmethod
     def of(names: Sequence[str], column: str | None = None, format: str | None = None) -> Pictures:
-        """Raises DataError when a name matches nothing, or a folder has no picture in it."""
+        """Raises DataError when a name matches nothing, or a folder has no picture in it. In a store, pictures are in
+        tables only."""
         files: list[str] = []
         for name in names:
+            if is_object(name):
+                tables = Source.of([name], format)
+                tables.formats  # noqa: B018 (refuses what is no table)
+                files += tables.files
+                continue
             if name == STDIN or pathlib.Path(_split(name)[0]).exists():
                 files.append(name)
                 continue
@@ -123,7 +131,9 @@ class Pictures:
     @property
     def bytes(self) -> int:
         """About how many the pixels take in memory as numbers: eight times the files, in which they are packed."""
-        return 8 * sum(p.stat().st_size for file in self.files if file != STDIN for p in _on_disk(_split(file)[0]))
+        on_disk = (file for file in self.files if file != STDIN and not is_object(file))
+        size = sum(path.stat().st_size for file in on_disk for path in _on_disk(_split(file)[0]))
+        return 8 * (size + sum(int(store.info(file).size) for file in self.files if is_object(file)))
 
     def _reader(self, file: str) -> Callable[[str], Iterator[pa.RecordBatch]]:
         suffix = pathlib.Path(_split(file)[0]).suffix.lower()
@@ -138,17 +148,22 @@ class Pictures:
     def _read_table(self, file: str) -> Iterator[pa.RecordBatch]:
         row = 0
         for _, batch in Source.of([file], self.format).batches():
-            fitting = [f.name for f in batch.schema if holds_images(f.type)]
-            name = self.column or (fitting[0] if len(fitting) == 1 else "")
-            if name not in fitting:
-                raise DataError(
-                    f"{file}: which column holds the images? Those of a fitting type: {', '.join(fitting) or 'none'}; "
-                    f"say data.image.column."
-                )
-            others = {n: batch.column(n) for n in batch.schema.names if n not in (name, COLUMN, FILE)}
-            files = pa.array([f"{spelled(file)}:{row + i}" for i in range(batch.num_rows)])
+            yield self.of_table(file, batch, row)
             row += batch.num_rows
-            yield pa.RecordBatch.from_pydict({FILE: files, COLUMN: batch.column(name), **others})
+
+    def of_table(self, file: str, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+        """A table's batch, whose first row is number ``row`` in its file, as :meth:`batches` gives it. Raises DataError
+        when it is not clear which column holds the images."""
+        fitting = [f.name for f in batch.schema if holds_images(f.type)]
+        name = self.column or (fitting[0] if len(fitting) == 1 else "")
+        if name not in fitting:
+            raise DataError(
+                f"{file}: which column holds the images? Those of a fitting type: {', '.join(fitting) or 'none'}; "
+                f"say data.image.column."
+            )
+        others = {n: batch.column(n) for n in batch.schema.names if n not in (name, COLUMN, FILE)}
+        files = pa.array([f"{spelled(file)}:{row + i}" for i in range(batch.num_rows)], pa.string())
+        return pa.RecordBatch.from_pydict({FILE: files, COLUMN: batch.column(name), **others})
 
 
 def holds_images(type_: pa.DataType) -> bool:

@@ -15,9 +15,11 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
+from flowcli.data import store
 from flowcli.data.source import BATCH_ROWS, FORMATS, format_of
 from flowcli.data.whole import whole_file, writing
 from flowcli.errors import DataError, UsageError
+from flowcli.places import is_object
 
 STDOUT = "-"
 
@@ -56,12 +58,12 @@ def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: 
         sys.stdout.buffer.flush()
         return
     check_output(output, format, force)
-    path = pathlib.Path(output)
-    path = path.resolve() if path.is_symlink() else path
+    path: pathlib.Path | str = output if is_object(output) else _real(pathlib.Path(output))
     if kind == "arrow" and pathlib.Path(output).suffix.lower() in (".arrow", ".feather", ".ipc"):
         kind = "arrow file"
     # What is no file, such as a named pipe, cannot appear whole, and must not be replaced.
-    place = contextlib.nullcontext(path) if path.exists() and not path.is_file() else whole_file(path)
+    pipe = isinstance(path, pathlib.Path) and path.exists() and not path.is_file()
+    place = contextlib.nullcontext(pathlib.Path(path)) if pipe else whole_file(path)
     with place as beside, writing(path), beside.open("wb") as stream:
         with _writer(kind, stream, schema) as sink:
             yield sink
@@ -71,17 +73,37 @@ def open_sink(output: str, schema: pa.Schema, format: str | None = None, force: 
 def check_output(output: str, format: str | None, force: bool) -> None:
     """Refuse, before any work is done, an output that could not be written at its end. Raises UsageError."""
     output_format(output, format)
+    if output == STDOUT:
+        return
     path = pathlib.Path(output)
-    if output != STDOUT and path.is_dir():
+    folder, file = path.is_dir(), path.is_file()
+    if is_object(output):
+        with writing(output):
+            found = store.info(output)
+        folder, file = False, found.is_file
+    if folder:
         raise UsageError(f"{output}: is a folder; name a file in it.")
-    if output != STDOUT and path.is_file() and not force:
+    if file and not force:
         raise UsageError(f"{output}: exists already; --force replaces it.")
+
+
+def _real(path: pathlib.Path) -> pathlib.Path:
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextlib.contextmanager
 def _writer(format: str, stream: IO[bytes], schema: pa.Schema) -> Iterator[Sink]:
     with _WRITERS[format](stream, schema) as sink:
         yield sink
+
+
+@contextlib.contextmanager
+def parquet_writer(path: pathlib.Path, schema: pa.Schema) -> Iterator[Sink]:
+    """A sink to a parquet file that is written in place. Raises DataError when it cannot be."""
+    with writing(path), path.open("wb") as stream:
+        with _writer("parquet", stream, schema) as sink:
+            yield sink
+        stream.flush()
 
 
 class _JsonLines:

@@ -21,7 +21,9 @@ import pyarrow.ipc
 import pyarrow.json
 import pyarrow.parquet
 
+from flowcli.data import store
 from flowcli.errors import DataError, UsageError
+from flowcli.places import is_object
 
 BATCH_ROWS = 65_536
 MAX_COLUMNS = 16_384
@@ -58,9 +60,16 @@ class Source:
 
     @staticmethod
     def of(names: Sequence[str], format: str | None = None, types: Mapping[str, pa.DataType] | None = None) -> Source:
-        """A source from paths, globs, folders and ``-``. Raises DataError when a name matches no file."""
+        """A source from paths, objects, globs, folders and ``-``. Raises DataError when a name matches no file."""
         files: list[str] = []
         for name in names:
+            if is_object(name):
+                with reading(name):
+                    objects = store.named(name, FORMATS)
+                if not objects:
+                    raise DataError(f"{name}: no such object, and none below it that ends in {', '.join(FORMATS)}.")
+                files += objects
+                continue
             path = pathlib.Path(name)
             if name == STDIN or path.is_file():
                 files.append(name)
@@ -87,7 +96,7 @@ class Source:
         for file in self.files:
             for batch in self._read(file):
                 first = first or batch.schema
-                _same_columns(file, batch.schema, first)
+                same_columns(file, batch.schema, first)
                 yield file, batch
 
     def schemas(self) -> list[pa.Schema]:
@@ -96,7 +105,7 @@ class Source:
         for file in self.files:
             for batch in self._read(file) if _rereadable(file) else ():
                 schemas.append(batch.schema)
-                _same_columns(file, batch.schema, schemas[0])
+                same_columns(file, batch.schema, schemas[0])
                 break
         return schemas
 
@@ -121,12 +130,11 @@ class Source:
         total = 0
         for file in self.files:
             if file != STDIN and self._format(file) == "parquet":
-                with reading(file):
-                    meta = pa.parquet.read_metadata(file)
+                meta = footer(file)
                 total += 8 * meta.num_rows * meta.num_columns
             elif file != STDIN:
                 with reading(file):
-                    total += pathlib.Path(file).stat().st_size
+                    total += store.info(file).size if is_object(file) else pathlib.Path(file).stat().st_size
         return total
 
     def _read(self, file: str) -> Iterator[pa.RecordBatch]:
@@ -150,7 +158,7 @@ class Source:
                         continue
                     part = pa.Table.from_batches(batches)
                 parts.append(part)
-                _same_columns(file, part.schema, parts[0].schema)
+                same_columns(file, part.schema, parts[0].schema)
         if not parts:
             raise DataError(f"{', '.join(self.files)}: no rows.")
         try:
@@ -173,7 +181,22 @@ class Source:
 
 
 def _rereadable(file: str) -> bool:
-    return file != STDIN and pathlib.Path(file).is_file()
+    return is_object(file) or (file != STDIN and pathlib.Path(file).is_file())
+
+
+def footer(file: str) -> pa.parquet.FileMetaData:
+    """What a parquet file says of itself. Raises DataError."""
+    with reading(file), open_parquet(file) as parquet:
+        return parquet.metadata
+
+
+def open_parquet(
+    file: str | pa.NativeFile, meta: pa.parquet.FileMetaData | None = None, ahead: bool = False
+) -> pa.parquet.ParquetFile:
+    """A parquet file, whose footer may be known. ``ahead`` asks for all columns of a row group at the same time, which
+    is for stores, and keeps all that was read until the file is closed. Raises OSError or ArrowException."""
+    source = store.open_object(file) if is_object(file) else file
+    return pa.parquet.ParquetFile(source, metadata=meta, pre_buffer=ahead)
 
 
 class reading:
@@ -206,7 +229,8 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") + "."
 
 
-def _same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:
+def same_columns(file: str, schema: pa.Schema, first: pa.Schema) -> None:
+    """Raises DataError when a file's columns are too many, twice there, or not those of the first."""
     if len(schema.names) > MAX_COLUMNS:
         raise DataError(f"{file}: has {len(schema.names):,} columns; {MAX_COLUMNS:,} is the most.")
     duplicated = sorted({name for name in schema.names if schema.names.count(name) > 1})
@@ -230,7 +254,7 @@ def _open(file: str) -> Iterator[IO[bytes]]:
     if file == STDIN:
         yield _stdin()
         return
-    with open(file, "rb", buffering=1 << 16) as stream:
+    with store.open_stream(file) if is_object(file) else open(file, "rb", buffering=1 << 16) as stream:
         yield stream
 
 
@@ -284,7 +308,7 @@ def _read_csv(format: str) -> Callable[[str, Mapping[str, pa.DataType]], Iterato
             # in a later one, and leading zeros would be lost.
             text = {name: pa.string() for name in names} if types else {}
             with pa.csv.open_csv(stream, **_csv_options(format, text | dict(types))) as reader:
-                yield from map(_valid, reader)
+                yield from map(valid, reader)
 
     return read
 
@@ -307,7 +331,7 @@ def _read_jsonl(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Reco
         options = pa.json.ParseOptions(explicit_schema=known if len(known) else None, unexpected_field_behavior="infer")
         blocks = pa.json.ReadOptions(block_size=4 << 20)
         with pa.json.open_json(_again(head, raw), blocks, options) as reader:
-            yield from map(_valid, reader)
+            yield from map(valid, reader)
 
 
 def _keys(line: bytes) -> list[str]:
@@ -327,13 +351,13 @@ def _read_arrow(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.Reco
             seekable = _spooled(stream) if file == STDIN else contextlib.nullcontext(stream)
             with seekable as whole, pa.ipc.open_file(whole) as reader:
                 for i in range(reader.num_record_batches):
-                    yield _valid(reader.get_batch(i))
+                    yield valid(reader.get_batch(i))
         else:
             with pa.ipc.open_stream(stream) as reader:
-                yield from map(_valid, reader)
+                yield from map(valid, reader)
 
 
-def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
+def valid(batch: pa.RecordBatch) -> pa.RecordBatch:
     """A batch whose offsets and lengths fit together, and whose text is text: Arrow reads what a damaged file says, and
     fails or crashes on it later. Raises ArrowInvalid or UnicodeDecodeError."""
     batch.validate(full=True)
@@ -342,13 +366,12 @@ def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _read_parquet(file: str, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    # Without pre_buffer, which keeps all that was read until the file is closed.
     if file != STDIN:
-        with pa.parquet.ParquetFile(file, pre_buffer=False) as reader:
-            yield from map(_valid, reader.iter_batches(BATCH_ROWS))
+        with open_parquet(file) as reader:
+            yield from map(valid, reader.iter_batches(BATCH_ROWS))
         return
     with _spooled(_stdin()) as spool:
-        yield from map(_valid, pa.parquet.ParquetFile(spool, pre_buffer=False).iter_batches(BATCH_ROWS))
+        yield from map(valid, pa.parquet.ParquetFile(spool, pre_buffer=False).iter_batches(BATCH_ROWS))
 
 
 _READERS: dict[str, Callable[[str, Mapping[str, pa.DataType]], Iterator[pa.RecordBatch]]] = {

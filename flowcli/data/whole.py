@@ -6,18 +6,30 @@ import contextlib
 import os
 import pathlib
 import secrets
+import tempfile
 from collections.abc import Collection, Iterator
 
+from flowcli.data import store
 from flowcli.errors import DataError
+from flowcli.places import is_object
 
 
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def whole_file(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
     """A path to write beside ``path``; renamed onto it when the block ends well, removed when it does not.
 
     The file is fsynced before the rename and its folder after it. Its mode is what the umask gives a new file,
-    whatever mode the writer chose. Raises DataError, naming ``path``, when any of that fails.
+    whatever mode the writer chose. An object of a store is put when the block ends well. Raises DataError, naming
+    ``path``, when any of that fails.
     """
+    if is_object(path):
+        with tempfile.TemporaryDirectory(prefix="flowcli-") as folder:
+            beside = pathlib.Path(folder) / "object"
+            yield beside
+            with writing(path):
+                store.put(str(path), beside)
+        return
+    path = pathlib.Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,10 +52,11 @@ def writing(path: pathlib.Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from None
+        reason = (error.strerror or str(error)).splitlines()[0].rstrip(".")
+        raise DataError(f"{path}: cannot be written: {reason}.") from None
 
 
-def write_whole(path: pathlib.Path, content: bytes | str) -> None:
+def write_whole(path: pathlib.Path | str, content: bytes | str) -> None:
     """Write ``content`` to ``path`` with :func:`whole_file`. Raises DataError."""
     with whole_file(path) as beside, writing(path):
         # Names of files may hold bytes that are no UTF-8; JSON and YAML have the same escapes for them as Python.

@@ -14,6 +14,7 @@ from flowcli.data.source import STDIN
 from flowcli.errors import DataError
 from flowcli.init.columns import Advice
 from flowcli.init.survey import Survey
+from flowcli.places import is_object
 from flowcli.recipe.yaml import MAX_BYTES
 
 GUESS = "(a guess)"
@@ -58,7 +59,9 @@ def _files(names: Sequence[str], folder: pathlib.Path) -> Iterable[str]:
     base = pathlib.Path(os.path.abspath(folder))
     places = []
     for name in names:
-        if name != STDIN:
+        if is_object(name):
+            places.append(name)
+        elif name != STDIN:
             path = pathlib.Path(os.path.abspath(name))
             places.append(path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path))
     if places:

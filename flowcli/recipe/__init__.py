@@ -9,6 +9,7 @@ from typing import Any
 import yaml as pyyaml
 
 from flowcli.errors import UsageError
+from flowcli.places import from_folder
 from flowcli.recipe import shipped
 from flowcli.recipe.check import FLOW_OPTIONS, check
 from flowcli.recipe.schema import Column, Data, Flow, Image, MethodName, Recipe, Score, Train, seconds
@@ -37,9 +38,9 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     data, files, validation = checked.data, checked.data.files, checked.data.validation
     # What the recipe says stands beside it; what the command line says, where the user is.
     if ("data", "files") not in document.overrides:
-        files = [file if file == "-" else str(path.parent / file) for file in files]
+        files = [from_folder(file, path.parent) for file in files]
     if isinstance(validation, str) and ("data", "validation") not in document.overrides:
-        validation = str(path.parent / validation)
+        validation = from_folder(validation, path.parent)
     target = checked.target
     if target is not None:
         names = {"file": target.file, "data": target.data}

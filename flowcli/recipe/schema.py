@@ -18,7 +18,7 @@ Hidden = Annotated[list[Width], Field(min_length=1, max_length=16)]
 ColumnType = Literal["auto", "real", "integer", "category", "bool", "datetime"]
 BaseName = Literal["gaussian", "uniform", "student_t", "mixture"]
 TransformName = Literal["affine", "spline"]
-MethodName = Literal["auto", "nll", "typicality", "complexity", "either"]
+MethodName = Literal["auto", "nll", "typicality", "neighbours", "complexity", "either"]
 
 
 class Column(Section):
@@ -131,8 +131,18 @@ class Data(Section):
     """The share of rows held out, or a file of held-out rows."""
     image: Image | None = None
     """For images: how they are read. Found from the files' names when left out."""
+    numbers: Literal["auto", "real"] = "auto"
+    """What columns of numbers are of which `columns` gives no type. `real`: all are real numbers without spikes, as
+    a score by distances wants, and a density that training noise smooths."""
     columns: dict[str, Annotated[Column, BeforeValidator(_column)]] = {}
     """What single columns are; the others are found from the data."""
+
+    def options(self, name: str, number: bool) -> Column:
+        """What the recipe says of a column; ``number`` is whether it holds numbers."""
+        column = self.columns.get(name, Column())
+        if column.type == "auto" and number and self.numbers == "real":
+            return column.model_copy(update={"type": "real", "atoms": [] if column.atoms == "auto" else column.atoms})
+        return column
 
     @model_validator(mode="after")
     def _once(self) -> Data:
@@ -271,6 +281,9 @@ class Train(Section):
     """Stop after so many epochs without a better held-out log-likelihood."""
     noise: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of Gaussian noise on the standardised training rows; regularises."""
+    noise_shape: Literal["round", "data"] = "round"
+    """`round`: the noise is the same in every column, and independent. `data`: it has the training rows' covariance,
+    and so is as wide as they are in any direction."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the weights' moving average, which is what is evaluated and kept. 0 turns it off."""
     stream: bool | Literal["auto"] = "auto"
@@ -288,6 +301,9 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     max_time: Annotated[str, AfterValidator(_duration)] | None = None
     """Stop in good order after this long (`30m`): the learning rate is annealed to zero within it."""
+    log: list[Literal["tensorboard"]] = []
+    """Where each evaluation's figures go beside `metrics.jsonl`: `tensorboard` writes them into the run folder, for
+    `tensorboard --logdir runs`."""
 
 
 class Score(Section):
@@ -295,6 +311,8 @@ class Score(Section):
 
     method: MethodName = "auto"
     """`nll`: the negative log-likelihood. `typicality`: how far it is from what it usually is, on either side.
+    `neighbours`, for tables: how far a row is from the training rows it is nearest to, by its columns, by their ranks,
+    and by its latents; up to 20,000 training rows are kept in the model for it.
     `complexity`, for images: it less the length of the image's PNG. `either`, for images: the greater of `nll` and
     `complexity`, each in standard deviations. `auto`: `either` for images, else `nll`."""
     dequantization_samples: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"

@@ -2,9 +2,10 @@
 
 from flowcli.scoring.copies import Copies, copies, draw_like, new_rows, train_rows
 from flowcli.scoring.evaluate import Evaluation, evaluate
+from flowcli.scoring.rows import Piece, RowScorer, in_one_schema, pieces
 from flowcli.scoring.score import FalseDiscoveries, Level, Scorer, p_values, score_batch
 
 __all__ = [
-    "Copies", "Evaluation", "FalseDiscoveries", "Level", "Scorer", "copies", "draw_like", "evaluate", "new_rows",
-    "p_values", "score_batch", "train_rows",
+    "Copies", "Evaluation", "FalseDiscoveries", "Level", "Piece", "RowScorer", "Scorer", "copies", "draw_like",
+    "evaluate", "in_one_schema", "new_rows", "p_values", "pieces", "score_batch", "train_rows",
 ]  # fmt: skip

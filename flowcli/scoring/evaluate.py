@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,9 +59,7 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
         scores.append(methods.score(made_of, model))
         statuses += np.bincount(final_status(rows, made_of[0]), minlength=len(NAMES))
         if label is not None:
-            if label not in batch.schema.names:
-                raise DataError(f"the data has no label column '{label}'.")
-            labels.append(pa.table({label: batch.column(label)}))
+            labels.append(label_of(batch, label))
     if not parts:
         raise DataError("the data has no rows.")
     log_probs = np.concatenate(parts, 1)
@@ -71,15 +69,10 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     flow, gaussian, diagonal_gaussian = log_probs[:, used]
     auroc = precision = None
     if label is not None:
-        anomalous = _anomalous(pa.concat_tables(labels, promote_options="permissive").column(label), label)
-        score = np.concatenate(scores)
-        ranked = ~np.isnan(score)
-        if len(set(anomalous[ranked])) != 2:
-            raise DataError(f"label column '{label}': the rows that have a score all have one label.")
-        auroc, precision = ranking(score[ranked], anomalous[ranked])
-    mean, error = _mean(flow)
-    gaussian_mean, gaussian_error = _mean(gaussian)
-    gain, gain_error = _mean(flow - gaussian)
+        auroc, precision = labelled_ranking(np.concatenate(scores), labels, label)
+    mean, error = mean_and_error(flow)
+    gaussian_mean, gaussian_error = mean_and_error(gaussian)
+    gain, gain_error = mean_and_error(flow - gaussian)
     return Evaluation(
         rows=log_probs.shape[1],
         rows_in_mean=int(used.sum()),
@@ -89,7 +82,7 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
         bits_per_dim=-mean / (math.log(2) * model.codec.features),
         gaussian_log_prob=gaussian_mean,
         gaussian_log_prob_error=gaussian_error,
-        diagonal_gaussian_log_prob=_mean(diagonal_gaussian)[0],
+        diagonal_gaussian_log_prob=float(diagonal_gaussian.mean()),
         better_than_gaussian=gain,
         better_than_gaussian_error=gain_error,
         auroc=auroc,
@@ -109,6 +102,25 @@ def ranking(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple[fl
     return auroc, precision
 
 
+def labelled_ranking(score: NDArray[np.float64], labels: Sequence[pa.Table], name: str) -> tuple[float, float]:
+    """:func:`ranking` of the scores that are there by a label column, which has come in parts.
+
+    Raises DataError when it is not two-valued among them.
+    """
+    anomalous = _anomalous(pa.concat_tables(labels, promote_options="permissive").column(name), name)
+    ranked = ~np.isnan(score)
+    if len(set(anomalous[ranked])) != 2:
+        raise DataError(f"label column '{name}': the rows that have a score all have one label.")
+    return ranking(score[ranked], anomalous[ranked])
+
+
+def label_of(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Table:
+    """A batch's label column. Raises DataError when there is none."""
+    if name not in batch.schema.names:
+        raise DataError(f"the data has no label column '{name}'.")
+    return pa.table({name: batch.column(name)})
+
+
 def _anomalous(labels: pa.ChunkedArray, name: str) -> NDArray[np.bool_]:
     """Labels as booleans: of two values, the greater one (1, true, 'outlier' after 'inlier') is the anomaly. Numbers
     in text, as a CSV has them, are numbers."""
@@ -124,6 +136,7 @@ def _anomalous(labels: pa.ChunkedArray, name: str) -> NDArray[np.bool_]:
     return np.asarray(pc.equal(labels, pa.scalar(values[1], labels.type)))
 
 
-def _mean(x: NDArray[np.float64]) -> tuple[float, float]:
+def mean_and_error(x: NDArray[np.float64]) -> tuple[float, float]:
+    """The mean and its standard error; NaN of a single value."""
     error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
     return float(x.mean()), error

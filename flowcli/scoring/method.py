@@ -12,21 +12,23 @@ from flowcli.data.codec import Rows
 from flowcli.data.image import ImageCodec
 from flowcli.errors import UsageError
 from flowcli.model import Density, Model
+from flowcli.neighbours import VIEWS
 from flowcli.recipe import MethodName
 
 Floats = NDArray[np.float64]
+TAIL = 0.8  # the share of held-out rows below what counts as the tail
 
 
 def ingredients(model: Model, rows: Rows, samples: int | None = None) -> Floats:
-    """What scores are made of, ``(k, n)``: the log-density of the complete row, and for images the nats that a PNG of
-    each takes."""
+    """What scores are made of, ``(k, n)``: the log-density of the complete row, for images the nats that a PNG of each
+    takes, and the log-distances to training rows where the model keeps such."""
     return of_density(model, rows, model.density(rows, samples=samples))
 
 
 def of_density(model: Model, rows: Rows, density: Density) -> Floats:
     """:func:`ingredients`, of rows whose density is known."""
     if not isinstance(model.codec, ImageCodec):
-        return density.complete[None]
+        return np.concatenate([density.complete[None], model.log_distances(rows)])
     return np.stack([density.complete, model.codec.code_length(rows.raw)])
 
 
@@ -35,13 +37,16 @@ def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floa
 
     - ``nll``: −log p.
     - ``typicality``: |log p − its mean over held-out rows|: a row may be too likely as well (Nalisnick et al. 2019).
+    - ``neighbours``: the greatest, over three views of a row, of −log the share of held-out rows that are as far from
+      the training rows (:class:`~flowcli.neighbours.Neighbours`, :func:`_surprise`): odd in one way is odd.
     - ``complexity``: −log p less the length of the image's PNG: what the model finds odd beyond what is hard to
       compress. Plain pictures are likely under any model of images, whatever they show (Serrà et al. 2020).
     - ``either``: the greater of ``nll`` and ``complexity``, each in standard deviations from its mean over held-out
       rows: unlikely, or unlikely for how plain it is. ``complexity`` alone is blind to what is hard to compress and
       unlikely, such as clothes among digits.
 
-    A row of zero density has score +∞. Raises UsageError for ``complexity`` and ``either`` of a table.
+    A row of zero density has score +∞. Raises UsageError for ``complexity`` and ``either`` of a table, and for
+    ``neighbours`` where the model keeps no training rows.
     """
     method = method or model.recipe.score.method
     images = isinstance(model.codec, ImageCodec)
@@ -49,16 +54,41 @@ def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floa
         method = "either" if images else "nll"
     if method in ("complexity", "either") and not images:
         raise UsageError(f"score.method: {method} is for images, and this model is of a table.")
+    if method == "neighbours" and model.neighbours is None:
+        raise UsageError("score.method: neighbours compares with training rows, and this model was fitted without it.")
     if method == "nll":
         return np.asarray(-parts[0])
     usual = model.calibration.numpy()
     usual = usual[:, usual[0] > np.finfo(np.float64).min]  # which stands for rows of zero density
     if method == "typicality":
         return np.asarray(np.abs(parts[0] - (usual[0].mean() if usual.size else 0.0)))
+    if method == "neighbours":
+        near = [_surprise(there, held_out) for there, held_out in zip(parts[1:], usual[1:], strict=True)]
+        views = np.mean(np.reshape(near, (VIEWS, -1, parts.shape[1])), 1)
+        return np.asarray(np.where(np.isneginf(parts[0]), np.inf, views.max(0)))
     if method == "complexity":
         return _complexity(parts)
     pairs = ((-parts[0], -usual[0]), (_complexity(parts), _complexity(usual)))
     return np.asarray(np.maximum(*(_standard(values, held_out) for values, held_out in pairs)))
+
+
+def _surprise(values: Floats, held_out: Floats) -> Floats:
+    """−log of the share of held-out rows that are as great, in nats.
+
+    Beyond the 80th percentile, where they are few and in the end none, an exponential tail with their mean excess goes
+    on: by the theorem of Pickands (1975) what exceeds a high threshold is near a generalised Pareto, of which the
+    exponential is the one without further parameters.
+    """
+    if not len(held_out):
+        return values
+    ranked = np.sort(held_out)
+    start = ranked[int(TAIL * len(ranked))]
+    excess = ranked[ranked > start] - start
+    mean = float(excess.mean()) if len(excess) else 1.0
+    share = (1 + len(ranked) - np.searchsorted(ranked, values, "left")) / (1 + len(ranked))
+    at_start = -np.log(1 - TAIL)
+    beyond = at_start + (values - start) / mean
+    return np.asarray(np.where(values > start, beyond, np.minimum(-np.log(share), at_start)))
 
 
 def _complexity(parts: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,6 +63,16 @@ def p_values(score: NDArray[np.float64], held_out: NDArray[np.float64]) -> NDArr
     return np.asarray((1 + len(held_out) - less) / (1 + len(held_out)), np.float64)
 
 
+def threshold(held_out: NDArray[np.float64], alpha: float) -> float:
+    """The score from which on a row's p-value is at most ``alpha``; infinite, where there are too few held-out scores
+    for that (fewer than 1/alpha − 1). ``held_out`` ascends.
+
+    A score strictly above the k-th greatest one has a p-value of at most k/(1 + n) for k = ⌊alpha·(1 + n)⌋.
+    """
+    k = math.floor(alpha * (1 + len(held_out)) + 1e-9)
+    return math.inf if k < 1 else float(np.nextafter(held_out[-k], math.inf))
+
+
 class FalseDiscoveries:
     """Which p-values to flag so that at most a share ``q`` of the flagged is expected to be normal (Benjamini &
     Hochberg 1995), from counts of distinct p-values: there are no more of those than held-out rows.
@@ -109,6 +120,13 @@ class Scorer:
         """The held-out rows' scores, ascending."""
         return np.sort(methods.score(self.model.calibration.numpy(), self.model, self.method))
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that a batch gets."""
+        absent = {"log_prob_error" if isinstance(self.model.codec, ImageCodec) else "bits_per_dim"}
+        absent |= set() if self.level else {"is_anomaly"}
+        return pa.schema([*(f for f in SCORE_FIELDS if f.name not in absent), *reason_fields(self.explain)])
+
     def __call__(self, batch: pa.RecordBatch | pa.Table) -> pa.RecordBatch:
         """One row for each of the batch's rows, in order."""
         model, level = self.model, self.level
@@ -132,11 +150,9 @@ class Scorer:
             "log_prob_error": pa.array(density.error, mask=missing | ~rows.holes),
         }
         if isinstance(model.codec, ImageCodec):
-            del columns["log_prob_error"]
             columns["bits_per_dim"] = pa.array(-log_prob / (math.log(2) * model.codec.features), mask=missing)
         if level:
             columns["is_anomaly"] = pa.array(level.flags(score, p_value), mask=missing)
-        fields = [f for f in SCORE_FIELDS if f.name in columns]
         if self.explain:
             odd = np.flatnonzero(level.flags(score, p_value) & ~missing) if level else np.arange(len(rows))
             why = reasons(
@@ -144,13 +160,26 @@ class Scorer:
             )
             place = np.zeros(len(rows), np.int64)
             place[odd] = np.arange(len(odd))
-            fields += reason_fields(self.explain)
             unexplained = np.isin(np.arange(len(rows)), odd, invert=True)
             columns |= {
                 name: why.column(name).combine_chunks().take(pa.array(place, mask=unexplained))
                 for name in why.column_names
             }
-        return pa.RecordBatch.from_arrays([columns[f.name] for f in fields], schema=pa.schema(fields))
+        schema = self.schema
+        return pa.RecordBatch.from_arrays([columns[f.name] for f in schema], schema=schema)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises UsageError when a column is called as one of the scores is."""
+        clash = set(names) & set(self.schema.names)
+        if clash:
+            raise UsageError(f"'{min(clash)}' is also the name of a score column; rename it.")
+
+    def beside(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with its scores beside its own columns. Raises as a call and :meth:`check_names` do."""
+        self.check_names(batch.schema.names)
+        scores = self(batch)
+        schema = pa.schema([*batch.schema, *scores.schema])
+        return pa.RecordBatch.from_arrays([*batch.columns, *scores.columns], schema=schema)
 
 
 def score_batch(

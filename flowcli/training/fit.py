@@ -20,12 +20,14 @@ from flowcli.errors import TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
 from flowcli.scoring.method import ingredients
+from flowcli.training.board import Board
 from flowcli.training.clock import Clock, Profile
+from flowcli.training.group import Group
 from flowcli.training.loop import Interrupted, Trainer
 from flowcli.training.prepare import Prepared, as_recipe, prepare, random_rows
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import digest
-from flowcli.training.run import Fingerprint, Run, describe, versions
+from flowcli.training.run import BOARD, Fingerprint, Run, describe, versions
 from flowcli.training.state import State, copy_of
 
 if TYPE_CHECKING:
@@ -56,7 +58,9 @@ def fit(
     model's weights. Raises UsageError, DataError, TrainingError or ModelFileError, with a sentence for the user.
     """
     prepared = prepare(as_recipe(recipe, overrides), frame)
-    return train(prepared, run, progress, force, resume, init_from, stopped)
+    model = train(prepared, run, progress, force, resume, init_from, stopped)
+    assert model is not None  # of one process
+    return model
 
 
 def train(
@@ -68,42 +72,55 @@ def train(
     init_from: Model | None = None,
     stopped: Callable[[], bool] = lambda: False,
     profile: Profile | None = None,
-) -> Model:
+    group: Group | None = None,
+) -> Model | None:
     """The part of :func:`fit` that comes after reading. ``stopped`` is asked often; what there is by then is saved.
-    ``profile`` counts where the time goes, and is written into the run.
+    ``profile`` counts where the time goes, and is written into the run. Of a ``group`` the first process writes the
+    run and has the Model; the others have None.
 
-    Raises UsageError, TrainingError, ModelFileError, and Interrupted when ``stopped`` says so.
+    Raises UsageError, DataError, TrainingError, ModelFileError, and Interrupted when ``stopped`` says so.
     """
+    group = group or Group()
     progress, clock = progress or Progress(), profile or Clock()
     began, folder = time.monotonic(), pathlib.Path(run) if run is not None else None
     if init_from is not None:
         _start_from(prepared, init_from)
+    fingerprint = _fingerprint(prepared)
+    group.same(fingerprint)
+    clock.lap("other")
     trainer = Trainer(
         prepared.flow, prepared.codec, prepared.baseline, prepared.rows, prepared.held_out, prepared.recipe.train,
-        progress, clock,
+        progress, clock, group,
     )  # fmt: skip
-    fingerprint = _fingerprint(prepared)
     start: State | None = None
     evaluations: list[Evaluation] = []
     record: Run | None = None
-    if folder is not None and resume:
-        record = Run.going_on(folder)
-        start, evaluations = record.read_state(fingerprint, progress.say)
-        if start.counters.finished:
-            model = Model.load(record.folder)
-            if record.finished:
-                progress.say(f"{folder}: is finished already; nothing to do")
-            else:
-                record.write_manifest(_manifest(prepared, model, start, start.counters.seconds))
-            record.finish()
-            return model
-    elif folder is not None:
-        record = Run.create(folder, force)
+    if folder is not None and group.first:
+        if group.begun is not None:
+            record = Run.begun(folder, pathlib.Path(group.begun))
+        else:
+            record = Run.going_on(folder) if resume else Run.create(folder, force)
+        if resume or record.resumable:
+            start, evaluations = record.read_state(fingerprint, progress.say)
+        group.begin(str(record.folder))
+    start = group.state(start)
+    if start and start.counters.finished:
+        return _finished(prepared, record, start, progress) if record else None
+    if start and start.counters.processes != group.size:
+        progress.say(
+            f"{folder}: was fitted by {_processes(start.counters.processes)} and goes on with "
+            f"{_processes(group.size)}, which add in another order: the result will not be the same to the last digit."
+        )
+    board = None
+    if record and prepared.recipe.train.log:
+        board = Board(record.folder / BOARD, start.counters.step if start else 0)
     due = 0.0
 
     def on_state(state: State, evaluation: Evaluation | None) -> None:
         nonlocal due
         evaluations.extend([evaluation] if evaluation else [])
+        if board and evaluation:
+            board.write(evaluation)
         if record and time.monotonic() > due:
             start = time.monotonic()
             save(record, state)
@@ -129,23 +146,46 @@ def train(
         prepared.flow.to("cpu")
         clock.lap("other")
         if record is None:
-            return _best(prepared, state)
+            group.wait()
+            return _best(prepared, state) if group.first else None
         model = save(record, state)
         record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
         clock.lap("saving")
         if profile:
             record.write_profile(profile)
         record.finish()
+        group.wait()
         return model
-    except (Interrupted, TrainingError):
+    except (Interrupted, TrainingError) as error:
         clock.lap("other")
         if record and trainer.state:
-            save(record, trainer.state)
+            model = save(record, trainer.state)
+            if isinstance(error, TrainingError):
+                failed = {"failed": str(error)}
+                record.write_manifest(_manifest(prepared, model, trainer.state, time.monotonic() - began) | failed)
         clock.lap("saving")
+        group.wait()
         raise
     finally:
+        if board:
+            board.close()
         if record:
             record.clear()
+
+
+def _processes(number: int) -> str:
+    return f"{number} processes" if number > 1 else "one process"
+
+
+def _finished(prepared: Prepared, record: Run, state: State, progress: Progress) -> Model:
+    """The model of a run that needs no more training, of which all is then written."""
+    model = Model.load(record.folder)
+    if record.finished:
+        progress.say(f"{record.target}: is finished already; nothing to do")
+    else:
+        record.write_manifest(_manifest(prepared, model, state, state.counters.seconds))
+    record.finish()
+    return model
 
 
 def _start_from(prepared: Prepared, model: Model) -> None:
@@ -187,9 +227,10 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
         "argv": sys.argv,
         "versions": versions(),
         "device": str(prepared.recipe.train.device),
+        "processes": state.counters.processes,
         "threads": torch.get_num_threads(),
         "seed": prepared.recipe.train.seed,
-        "data": [describe(file) for file in prepared.files if file != STDIN],
+        "data": [describe(str(pathlib.Path(file).absolute())) for file in prepared.files if file != STDIN],
         "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},
         "seconds": {"total": round(seconds, 3), "training": round(state.counters.seconds, 3)},
         "metrics": model.about,
@@ -199,7 +240,8 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
 def _fingerprint(prepared: Prepared) -> Fingerprint:
     """What a resumed fit must share with the one it goes on with: recipe, columns and rows."""
     recipe = prepared.recipe.model_dump(mode="json")
-    recipe["train"].pop("max_time")
+    for name in ("max_time", "log"):
+        recipe["train"].pop(name)
     recipe["data"].pop("files")
     found = {
         f"{section}.{key}": json.dumps(value)

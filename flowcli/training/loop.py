@@ -13,13 +13,14 @@ from torch import Tensor
 
 from flowcli.baseline import Baseline
 from flowcli.data.codec import Codec, Rows
-from flowcli.errors import TrainingError
+from flowcli.errors import TrainingError, UsageError
 from flowcli.flows.flow import Flow
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.clock import Clock
 from flowcli.training.compiled import CannotCompile, Forward, compiled
 from flowcli.training.encode import Encoded, Encoder
+from flowcli.training.group import Group
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import Together, TrainingRows
 from flowcli.training.state import Average, Counters, State, Tensors, copy_of, load_optimizer, optimizer_tensors
@@ -38,28 +39,36 @@ class Trainer:
     """Fits ``flow`` to ``rows`` by maximum likelihood and keeps the weights best on ``held_out``.
 
     Batches and dequantisation noise are functions of (seed, epoch, window), so ``state``, taken at the end of each
-    window, is all that a resumed fit needs.
+    window, is all that a resumed fit needs. The processes of a ``group`` go the same way: what decides on it, such as a
+    loss, a signal or the time, they first agree on.
     """
 
     def __init__(
         self, flow: Flow, codec: Codec, baseline: Baseline, rows: TrainingRows, held_out: Rows, settings: Train,
-        progress: Progress, clock: Clock | None = None,
+        progress: Progress, clock: Clock | None = None, group: Group | None = None,
     ) -> None:  # fmt: skip
-        self.device = devices.choose(settings.device)
+        self.group = group or Group()
+        self.device = self.group.device(devices.choose(settings.device))
         self.flow, self.codec, self.rows = flow, codec, rows
         self.settings, self.progress, self.clock = settings, progress, clock or Clock()
         self.dtype = next(flow.parameters()).dtype
         flow.to(self.device)
+        self.group.copy(flow.state_dict().values())
         fits = devices.holds(self.device, rows.at_once * (codec.features + codec.context) * self.dtype.itemsize)
         self.home = self.device if fits else torch.device("cpu")
         self.stopped: Callable[[], bool] = lambda: False
         self.data: Encoded | None = None
         self.batch = batch_size(settings, len(rows))
         self.steps = len(rows) // self.batch
+        if self.batch < self.group.size:
+            raise UsageError(f"train.batch_size: {self.batch} rows are too few for {self.group.size} processes.")
+        self.share = self.group.share(self.batch)
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
+        root = baseline.root() if settings.noise_shape == "data" else baseline.continuous()
+        self.noise = settings.noise * root.to(self.device, self.dtype)  # what standard Gaussian noise is multiplied by
         self.average = Average(flow, settings.ema)
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
@@ -141,7 +150,6 @@ class Trainer:
         order = torch.randperm(len(data.y), generator=shuffle).to(self.home)
         total, taken = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for start in range(0, len(order) - self.batch + 1, self.batch):
-            self._poll()
             loss = self._step(data, order[start : start + self.batch], noise)
             if loss is None:
                 c.skipped, c.bad = c.skipped + 1, c.bad + 1
@@ -150,7 +158,7 @@ class Trainer:
             else:
                 total, taken, c.bad = total + loss, taken + 1, 0
             c.step += 1
-            c.seconds = time.monotonic() - self.began
+            c.seconds = self._elapsed()
             self.progress.step(c.epoch + 1, self._done())
             if c.seconds >= self.max_seconds:
                 break
@@ -159,11 +167,14 @@ class Trainer:
         return True
 
     def _step(self, data: Encoded, index: Tensor, noise: torch.Generator) -> Tensor | None:
-        """One step on the rows at ``index``; None, and nothing changed, when loss or gradient is not finite."""
+        """One step on the rows at ``index``; None, and nothing changed, when loss or gradient is not finite. Raises
+        Interrupted."""
         self.clock.lap("other")
-        y, context = self._batch(data, index)
+        y, context = self._batch(data, index[self.share])
         if self.settings.noise:
-            y = y + self.settings.noise * torch.randn(y.shape, generator=noise, dtype=y.dtype, device=y.device)
+            shape = (len(index), y.shape[1])
+            drawn = torch.randn(shape, generator=noise, dtype=y.dtype, device=y.device)
+            y = y + drawn[self.share] @ self.noise
         self.clock.lap("data")
         loss = -self.forward(y, context).mean()
         self.clock.lap("forward")
@@ -171,6 +182,9 @@ class Trainer:
         loss.backward()
         self.clock.lap("backward")
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        loss, stopped = self.group.mean(loss, gradients, len(y) / len(index), self.stopped())
+        if stopped:
+            raise Interrupted
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm + loss.detach()):
             return None
@@ -184,14 +198,14 @@ class Trainer:
         value: Tensor = loss.detach().double()
         return value
 
-    def _batch(self, data: Encoded, index: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _batch(self, data: Encoded, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         context = None if data.context is None else data.context[index].to(self.device)
         return data.y[index].to(self.device), context
 
     def _compile(self) -> None:
         """Let the steps call the flow compiled for batches of their size, or say why not."""
         self.clock.lap("other")
-        some = torch.arange(self.batch, device=self.home) % len(self.held_out.y)
+        some = torch.arange(self.batch, device=self.home)[self.share] % len(self.held_out.y)
         try:
             self.forward = compiled(self.flow, *self._batch(self.held_out, some))
         except CannotCompile as error:
@@ -199,8 +213,13 @@ class Trainer:
         self.clock.lap("compiling")
 
     def _poll(self) -> None:
-        if self.stopped():
+        if self.group.any(self.stopped()):
             raise Interrupted
+
+    def _elapsed(self) -> float:
+        """Seconds since the fit began; the first process's, if anything hangs on it."""
+        seconds = time.monotonic() - self.began
+        return seconds if math.isinf(self.max_seconds) else self.group.firsts(seconds)
 
     def _done(self) -> float:
         """The share of the fit that is over, by steps or by time, whichever is further."""
@@ -218,16 +237,8 @@ class Trainer:
     def _evaluate(self, train: float, rate: float, last: State | None) -> tuple[Evaluation, State]:
         """Measure the averaged weights on the held-out rows and take the state down."""
         self.clock.lap("other")
-        c, averaged = self.counters, self.average.module
-        averaged.eval()
-        log_probs = []
-        with torch.no_grad():
-            chunk, given = self.codec.rows_at_once, self.held_out.context
-            for i in range(0, len(self.held_out.y), chunk):
-                self._poll()
-                context = None if given is None else given[i : i + chunk].to(self.device)
-                log_probs.append(averaged(self.held_out.y[i : i + chunk].to(self.device), context).double().cpu())
-        log_prob = torch.cat(log_probs)
+        c = self.counters
+        log_prob = self._held_out_log_prob()
         if self.held_out.log_q is not None:  # log 1/k Σ p(x_O, m)/q(m)
             weights = log_prob.view(self.held_out.log_q.shape) - self.held_out.log_q
             log_prob = torch.logsumexp(weights, 1) - math.log(weights.shape[1])
@@ -237,10 +248,24 @@ class Trainer:
         better = held_out > c.best or last is None
         if better:
             c.best, c.best_epoch = held_out, c.epoch
-        best = copy_of(averaged) if better or last is None else last.best
+        best = copy_of(self.average.module) if better or last is None else last.best
         self.clock.lap("evaluation")
         evaluation = Evaluation(c.epoch, c.step, train, held_out, c.best_epoch, self._lr(), c.skipped, rate, c.seconds)
         return evaluation, self._take_down(best)
+
+    @torch.no_grad()
+    def _held_out_log_prob(self) -> Tensor:
+        """``(rows,)``, of the averaged weights."""
+        averaged, held_out, chunk = self.average.module, self.held_out, self.codec.rows_at_once
+        averaged.eval()
+        log_prob = torch.zeros(len(held_out.y), dtype=torch.float64)
+        for i in range(0, len(log_prob), chunk):
+            self._poll()
+            share = self.group.share(min(chunk, len(log_prob) - i))
+            mine = slice(i + share.start, i + share.stop)
+            if mine.stop > mine.start:
+                log_prob[mine] = averaged(*self._batch(held_out, mine)).double().cpu()
+        return self.group.sum(log_prob)
 
     def _save(self, state: State, evaluation: Evaluation | None) -> None:
         self.on_state(state, evaluation)
@@ -248,7 +273,7 @@ class Trainer:
 
     def _take_down(self, best: Tensors) -> State:
         """All that the fit is now."""
-        self.counters.averaged = self.average.count
+        self.counters.averaged, self.counters.processes = self.average.count, self.group.size
         return State(
             copy_of(self.flow), copy_of(self.average.module), best, optimizer_tensors(self.optimizer),
             Counters(**asdict(self.counters)),
@@ -285,13 +310,13 @@ class Trainer:
 
     def _windows(self, epoch: int) -> Iterator[Encoded]:
         """The windows that are left of an epoch: with new dequantisation noise and new values for missing ones each
-        time, if there are such."""
+        time, if there are such; else as they were in the first, which a fit that goes on has not seen."""
         for parts in self.rows.windows(epoch, self.counters.window):
             drawn = self.codec.dequantised or any(rows.missing is not None for _, rows in parts)
             if drawn or not isinstance(self.rows, Together):
                 yield self.encoder.encode(parts, epoch, self.average.module)
             else:
-                self.data = self.data or self.encoder.encode(parts, epoch, self.average.module)
+                self.data = self.data or self.encoder.encode(parts, 0, self.average.module)
                 yield self.data
 
 

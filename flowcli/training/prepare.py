@@ -12,24 +12,28 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flowcli import recipe as recipes
 from flowcli.baseline import Baseline
 from flowcli.build import dtype_of, new_flow
 from flowcli.data.codec import Codec, Rows
-from flowcli.data.columns import Constant, Gated, Told
+from flowcli.data.columns import Constant, Gated, Told, arrow_type, is_number
 from flowcli.data.groups import Groups
 from flowcli.data.image import COLUMN as IMAGE
 from flowcli.data.image import ImageCodec
 from flowcli.data.kinds import plain_table, require
 from flowcli.data.noise import uniforms
 from flowcli.data.pictures import Pictures, hold_pictures
-from flowcli.data.source import STDIN, Source
+from flowcli.data.source import Source
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
 from flowcli.flows.levels import Levels
 from flowcli.model import Model
-from flowcli.recipe import Column, Image, Recipe
+from flowcli.neighbours import MOST
+from flowcli.places import from_folder
+from flowcli.recipe import Image, Recipe
+from flowcli.training.board import require_tensorboard
 from flowcli.training.clock import Clock
 from flowcli.training.encode import HELD_OUT
 from flowcli.training.loop import batch_size
@@ -80,6 +84,12 @@ class Prepared:
                     levels.know(i, log_ratio)
         if some.missing is not None:
             y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
+        self.reference: Tensor | None = None
+        if recipe.score.method == "neighbours":
+            if self.codec.shape or self.codec.context:
+                raise UsageError("score.method: neighbours is for tables without given columns.")
+            picked = np.random.default_rng(recipe.train.seed).permutation(len(y))[:MOST]
+            self.reference = y[np.sort(picked)]
         first = self.codec.rows_at_once
         self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
         self.flow.to(dtype_of(recipe))
@@ -88,7 +98,7 @@ class Prepared:
         """A Model of the flow as it is now, calibrated on what held-out scores are made of, ``(k, rows)``."""
         least = np.finfo(np.float64).min  # a file keeps no infinities
         finite = torch.from_numpy(np.nan_to_num(calibration, nan=least, neginf=least))
-        return Model(self.recipe, self.codec, self.flow, self.baseline, finite, about)
+        return Model(self.recipe, self.codec, self.flow, self.baseline, finite, about, self.reference)
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -110,9 +120,16 @@ def prepare(
     frame: pd.DataFrame | pa.Table | None = None,
     say: Callable[[str], None] = lambda _: None,
     clock: Clock | None = None,
+    fold: int = 0,
 ) -> Prepared:
-    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. Raises UsageError or DataError."""
-    split, recipe, files = _read(recipe, frame, say)
+    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. ``fold`` holds out other rows of a
+    frame: those of different folds, up to 1/``data.validation``, have none in common.
+
+    Raises UsageError or DataError.
+    """
+    if recipe.train.log:
+        require_tensorboard()
+    split, recipe, files = read(recipe, frame, say, fold)
     clock = clock or Clock()
     clock.lap("reading")
     prepared = Prepared(recipe, split, files)
@@ -120,10 +137,14 @@ def prepare(
     return prepared
 
 
-def _read(
-    recipe: Recipe, frame: pd.DataFrame | pa.Table | None, say: Callable[[str], None]
+def read(
+    recipe: Recipe,
+    frame: pd.DataFrame | pa.Table | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    fold: int = 0,
 ) -> tuple[Split, Recipe, Sequence[str]]:
-    """The rows, the recipe with what is known once their files are, and the files' names."""
+    """The rows, the recipe with what is known once their files are, and the files' names. Raises UsageError or
+    DataError."""
     if frame is not None:
         if recipe.train.stream is True:
             raise UsageError("train.stream: a frame is in memory already; name files to stream.")
@@ -132,12 +153,8 @@ def _read(
             raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
         table = _used(recipe, table)
         held_out, files = _held_out(recipe, table.schema)
-        return _split(recipe, table, held_out), recipe, files
-    if not recipe.data.files:
-        raise UsageError("no data: name files after the recipe, or under data.files in it.")
-    if recipe.data.image is None and hold_pictures(recipe.data.files):
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
-    source = _source(recipe, recipe.data.files)
+        return _split(recipe, table, held_out, fold), recipe, files
+    source, recipe = source_of(recipe)
     if recipe.train.stream is True or (recipe.train.stream == "auto" and source.bytes > LARGE):
         say("the data are streamed: a first pass over them fits the codec")
         groups = Groups(source, codec_of(recipe), recipe.data)
@@ -151,7 +168,16 @@ def _read(
     return split, recipe, [*source.files, *files]
 
 
-def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:
+def source_of(recipe: Recipe) -> tuple[Source | Pictures, Recipe]:
+    """Where the rows are, and the recipe, which now says whether they are images. Raises UsageError or DataError."""
+    if not recipe.data.files:
+        raise UsageError("no data: name files after the recipe, or under data.files in it.")
+    if recipe.data.image is None and hold_pictures(recipe.data.files):
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image": Image()})})
+    return _source(recipe, recipe.data.files), recipe
+
+
+def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None, fold: int = 0) -> Split:
     """Training and held-out rows of a table in memory; all are for training when there is a file of held-out ones."""
     if table.num_columns == 0 or table.num_rows == 0:
         raise DataError("the data has no rows.")
@@ -162,6 +188,7 @@ def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None) -> Split:
         held = max(1, round(recipe.data.validation * table.num_rows))
         if held >= table.num_rows - 1:
             raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
+        order = np.roll(order, -fold * held)
         table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
     return Split(table, held_out, table.num_rows)
 
@@ -206,7 +233,8 @@ def _resolved(recipe: Recipe, codec: Codec, batch: int, stream: bool) -> Recipe:
     """The recipe with what was found in the data written into it."""
     columns = dict(recipe.data.columns)
     for column in (*(codec.columns if isinstance(codec, TableCodec) else ()), *codec.given):
-        options, value = columns.get(column.name, Column()), column.value if isinstance(column, Gated) else column
+        options = recipe.data.options(column.name, is_number(arrow_type(column.arrow_type)))
+        value = column.value if isinstance(column, Gated) else column
         if not isinstance(column, Constant | Told):
             kind = "bool" if column.arrow_type == "bool" else RECIPE_KINDS.get(value.kind, value.kind)
             columns[column.name] = options.model_copy(update={"type": kind})
@@ -216,9 +244,9 @@ def _resolved(recipe: Recipe, codec: Codec, batch: int, stream: bool) -> Recipe:
     found = {
         "image": image,
         "columns": columns,
-        "files": [file if file == STDIN else str(pathlib.Path(file).absolute()) for file in data.files],
+        "files": [from_folder(file, pathlib.Path.cwd()) for file in data.files],
         "validation": data.validation
         if isinstance(data.validation, float)
-        else str(pathlib.Path(data.validation).absolute()),
+        else from_folder(data.validation, pathlib.Path.cwd()),
     }
     return recipe.model_copy(update={"data": data.model_copy(update=found), "train": train})

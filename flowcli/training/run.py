@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 STATES = ("resume-a.safetensors", "resume-b.safetensors")  # the last two states, written in turn
 STATES_FILE = "resume.json"  # which of them is the newer, and what their files must be
 MANIFEST = "run.json"
+METRICS = "metrics.jsonl"
 PROFILE = "profile.json"
-OURS = {"recipe.yaml", MANIFEST, PROFILE, "metrics.jsonl", MODEL_FILE, STATES_FILE, *STATES}  # all that a fit writes
+BOARD = "tensorboard"
+OURS = {"recipe.yaml", MANIFEST, PROFILE, METRICS, MODEL_FILE, STATES_FILE, *STATES, BOARD}  # all that a fit writes
 
 Fingerprint = dict[str, str]  # what a resumed fit must share with the one it goes on with, by name
 
@@ -84,6 +86,20 @@ class Run:
             run.folder = beside
         return run
 
+    @staticmethod
+    def begun(target: pathlib.Path, folder: pathlib.Path) -> Run:
+        """The run that an earlier attempt of the same job began in ``folder``; anew, if that left no state."""
+        run = Run(target)
+        run._recover()
+        if folder.is_dir():  # else it has taken its place already
+            run.folder = folder
+        return run if run.resumable else Run.create(target, force=True)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / STATES_FILE).exists()
+
     def finish(self) -> None:
         """Take the place of the run that was there. Raises DataError when that cannot be; it is then as it was."""
         if self.folder == self.target:
@@ -104,7 +120,7 @@ class Run:
 
     def clear(self) -> None:
         """Remove what a fit that failed left, if nothing can go on from it."""
-        if not (self.folder / STATES_FILE).exists():
+        if not self.resumable:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _beside(self, what: str) -> pathlib.Path:
@@ -120,8 +136,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all of it is written."""
-        return (self.folder / MANIFEST).exists()
+        """Whether all of it is written, and training did not give up."""
+        manifest = self.folder / MANIFEST
+        return manifest.exists() and "failed" not in json.loads(manifest.read_text())
 
     def write_recipe(self, recipe: Recipe) -> None:
         """The recipe as resolved, every default written out."""
@@ -138,7 +155,7 @@ class Run:
     def write_metrics(self, evaluations: Sequence[DataclassInstance]) -> None:
         """``metrics.jsonl``, a line for each evaluation; numbers that are not finite are null."""
         lines = (json.dumps(_plain(evaluation)) + "\n" for evaluation in evaluations)
-        write_whole(self.folder / "metrics.jsonl", "".join(lines))
+        write_whole(self.folder / METRICS, "".join(lines))
 
     def write_model(self, model: Model) -> None:
         """``model.safetensors``."""
@@ -151,7 +168,7 @@ class Run:
             "fingerprint": fingerprint,
             "evaluations": [_plain(evaluation) for evaluation in evaluations],
         }
-        before = self._states() if (self.folder / STATES_FILE).exists() else []
+        before = self._states() if self.resumable else []
         name = STATES[1] if before and before[0]["file"] == STATES[0] else STATES[0]
         tensorfile.write(self.folder / name, state.tensors(), about)
         states = [describe(str(self.folder / name)) | {"file": name}, *before[:1]]
@@ -163,7 +180,7 @@ class Run:
         Raises ModelFileError when there is none, UsageError when it belongs to another recipe or other data.
         """
         sweep(self.folder, OURS)
-        if not (self.folder / STATES_FILE).exists():
+        if not self.resumable:
             raise ModelFileError(
                 f"{self.folder / STATES_FILE}: no such file, so there is nothing to resume; --force begins anew."
             )
@@ -181,10 +198,7 @@ class Run:
                         f"{self.folder}: was begun with another recipe or other data: {name} was {there} and is "
                         f"{here}; --resume needs the same."
                     )
-            evaluations = []
-            for line in about["evaluations"]:
-                numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in line.items()}
-                evaluations.append(Evaluation(**numbers))
+            evaluations = [evaluation_of(line) for line in about["evaluations"]]
             return State.of(tensors, about["counters"]), evaluations
         raise ModelFileError(f"{self.folder}: no state is left that is whole; --force begins anew.")
 
@@ -205,6 +219,12 @@ class Run:
 def _plain(evaluation: DataclassInstance) -> dict[str, float | None]:
     """For JSON, which has neither NaN nor infinity."""
     return {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
+
+
+def evaluation_of(line: dict[str, Any]) -> Evaluation:
+    """The evaluation that a line of ``metrics.jsonl`` holds. Raises TypeError for another."""
+    numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in line.items()}
+    return Evaluation(**numbers)
 
 
 def versions() -> dict[str, str]:

@@ -34,6 +34,7 @@ class Counters:
     retreats: int = 0
     seconds: float = 0.0
     finished: bool = False
+    processes: int = 1  # that took part
 
 
 @dataclass

@@ -1,0 +1,75 @@
+"""``flowcli report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowcli.cli import console
+from flowcli.cli.app import command
+
+
+@command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [DATA]...", help="Run folders or model files; then data that they have not seen."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page, one HTML file.")] = Path(
+        "report.html"
+    ),
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", metavar="DIR", help="Write each picture there as a PNG file, too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn rows.")] = 0,
+    format: Annotated[str | None, typer.Option(metavar="parquet|csv|tsv|jsonl|arrow", help="Format of -.")] = None,
+    device: Annotated[
+        str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing page.")] = False,
+) -> None:
+    """Write a page that says whether to trust a model, and shows why.
+
+    A verdict in words, then training, columns and pairs beside drawn ones, calibration, scores, the oddest rows. One
+    file that needs no network; several runs stand side by side.
+    """
+    from flowcli.cli.extras import require_extra
+    from flowcli.cli.formats import check_format, is_model, read_source
+    from flowcli.data.source import STDIN
+    from flowcli.errors import UsageError
+
+    require_extra("report", "flowcli report", "matplotlib", "jinja2")
+    check_format(format)
+    models = [name for name in runs if is_model(name)]
+    data = [name for name in runs if not is_model(name)]
+    if not models:
+        raise UsageError(f"{', '.join(runs)}: none of these is a run folder or a model file (*.safetensors).")
+    if STDIN in data and len(models) > 1:
+        raise UsageError("standard input (-) can be read only once, and there are several runs.")
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; name a file in it.")
+    if output.exists() and not force:
+        raise UsageError(f"{output}: exists already; --force replaces it.")
+
+    from flowcli.data.whole import write_whole
+    from flowcli.report import gather, render, tell, write_pictures
+    from flowcli.training.again import Past
+    from flowcli.training.device import choose
+
+    told = []
+    for name in models:
+        past = Past.load(name)
+        past.model.flow.to(choose(device))
+        batches = (batch for _, batch in read_source(data, past.model, format).batches()) if data else None
+        told.append(tell(gather(past, batches, ", ".join(data), seed), png=pictures is not None))
+    write_whole(output, render(told))
+    if pictures is not None:
+        console.note(f"{write_pictures(told, pictures)} pictures written to {pictures}")
+    for run in told:
+        console.note(f"{run.name}: {run.summary}")
+    console.note(f"Next: open {output} in a browser")
+    console.result(str(output))

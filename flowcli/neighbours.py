@@ -1,0 +1,101 @@
+"""Training rows to compare others with: how far a row is from those it is nearest to, seen in three ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flowcli.baseline import Baseline, scores
+from flowcli.flows.flow import Flow
+
+NEAREST = (1, 5)  # the distances to the nearest and to the fifth training row
+VIEWS = 3
+FIGURES = VIEWS * len(NEAREST)
+MOST = 20_000  # training rows that are kept
+FAR = 1e6  # standard deviations; numbers further out are taken to here, so that squares stay exact enough
+LEAST = 1e-6  # the distance that equal rows have, whose logarithm is finite
+AT_ONCE = 1 << 22  # distances in memory at once
+
+
+class Neighbours:
+    """Encoded training rows ``(m, features)`` and what rows are compared by:
+
+    1. the columns, each in its standard deviations: what is far out;
+    2. the columns' Gaussian ranks: what is far out whatever the shape of a column, and where values are rare;
+    3. the flow's latents: what departs from how the columns hang together.
+
+    A density by nearest neighbours falls as r^−d with the distance r to the k-th of them (Loftsgaarden & Quesenberry
+    1965), so log r is −log p up to constants; the views are the same estimate in other coordinates.
+    """
+
+    def __init__(self, reference: Tensor, baseline: Baseline, flow: Flow) -> None:
+        self.reference, self.baseline, self.flow = reference, baseline, flow
+
+    def log_distances(self, y: Tensor, missing: Tensor | None = None) -> Tensor:
+        """Logarithms of the distances of encoded rows ``(n, features)`` to their ``NEAREST`` training rows, view after
+        view: ``(FIGURES, n)``. Missing numbers are taken for their mean given the others."""
+        if missing is not None and missing.any():
+            y, _ = self.baseline.completed(y, missing, torch.zeros_like(y))
+        found = [_nearest(view(y), reference) for view, reference in zip(self._views, self._references, strict=True)]
+        return torch.cat(found).clamp(min=LEAST).log()
+
+    @property
+    def _views(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return self._standard, self._ranks, self._latents
+
+    @cached_property
+    def _references(self) -> list[Tensor]:
+        return [view(self.reference.double()) for view in self._views]
+
+    def _standard(self, y: Tensor) -> Tensor:
+        mean, scale = self._moments
+        standard: Tensor = ((self._numbers(y) - mean) / scale).clamp(-FAR, FAR)
+        return standard
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        numbers = self._numbers(self.reference.double())
+        return numbers.mean(0), numbers.std(0, correction=0).clamp(min=1e-12)
+
+    def _numbers(self, y: Tensor) -> Tensor:
+        """Encoded rows with Gaussian scores for what is discrete."""
+        return scores(y, self.baseline.cells)[0]
+
+    def _ranks(self, y: Tensor) -> Tensor:
+        """Φ⁻¹ of the middle rank among the training rows; beyond the outermost, on by standard deviations."""
+        x = self._standard(y)
+        ranked, columns = self._sorted, x.T.contiguous()
+        below, upto = (torch.searchsorted(ranked, columns, right=right) for right in (False, True))
+        share = ((below + upto) / 2 + 0.5) / (ranked.shape[1] + 1)
+        beyond = (columns - ranked[:, -1:]).clamp(min=0) - (ranked[:, :1] - columns).clamp(min=0)
+        ranks: Tensor = torch.special.ndtri(share) + beyond
+        return ranks.T
+
+    @cached_property
+    def _sorted(self) -> Tensor:
+        return self._standard(self.reference.double()).T.contiguous().sort(1).values
+
+    @torch.no_grad()
+    def _latents(self, y: Tensor) -> Tensor:
+        like = self.flow.base.anchor
+        z, _ = self.flow.bijection(y.to(like.device, like.dtype))
+        latents = z[:, len(self.baseline.cells) :].double().cpu()
+        return torch.nan_to_num(latents, nan=FAR).clamp(-FAR, FAR)
+
+
+def _nearest(x: Tensor, reference: Tensor) -> Tensor:
+    """Distances of rows ``(n, d)`` to the ``NEAREST`` of the reference rows, ``(len(NEAREST), n)``.
+
+    |a − b|² = |a|² + |b|² − 2ab, in float64: its error, a 1e-15th of |a|², is far below LEAST² for all but far rows.
+    """
+    most = min(max(NEAREST), len(reference))
+    squares, found = reference.square().sum(1), []
+    for rows in x.split(max(1, AT_ONCE // len(reference))):
+        squared = torch.addmm(squares, rows, reference.T, alpha=-2)
+        least = squared.topk(most, largest=False).values + rows.square().sum(1, keepdim=True)
+        found.append(least.clamp(min=0).sqrt())
+    distances = torch.cat(found)
+    return torch.stack([distances[:, min(k, most) - 1] for k in NEAREST])

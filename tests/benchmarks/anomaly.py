@@ -1,0 +1,173 @@
+"""Anomaly detection: the shipped recipe on ADBench's tables, beside 26 published methods.
+
+    python -m tests.benchmarks.anomaly --data DIR [--seeds 5] [--only NAME ...] [--variant NAME ...] [--peers]
+
+DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised:
+half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none
+chooses a setting. For each variant (``VARIANTS``: the recipe with the named settings) prints AUROC, AUPR, the average
+rank that it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``.
+``--peers`` adds PyOD's kNN, LOF, IForest and ECOD in the same process. Writes ``results/anomaly.json``; variants that
+were not run stay as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from flowcli.model import Model
+from flowcli.scoring import FalseDiscoveries, score_batch
+from flowcli.scoring.evaluate import ranking
+from flowcli.training import fit
+from tests.benchmarks.machine import machine
+
+RESULTS = Path(__file__).parent / "results" / "anomaly.json"
+VARIANTS: dict[str, list[str]] = {"anomaly": []}
+Q = 0.1  # the share of false discoveries asked for
+ENOUGH = 100  # anomalies from which on a table counts towards the false discoveries
+Floats = NDArray[np.float64]
+
+
+def tables(data: Path) -> ModuleType:
+    """The loaders beside the data."""
+    spec = importlib.util.spec_from_file_location("tables", data / "benchmarks.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def frame(x: Floats) -> pa.Table:
+    return pa.table({f"x{i}": column for i, column in enumerate(x.T)})
+
+
+def figures(score: Floats, labels: NDArray[np.bool_]) -> dict[str, float]:
+    """AUROC and AUPR in percent."""
+    auroc, aupr = ranking(score, labels)[:2]
+    return {"auroc": 100 * auroc, "aupr": 100 * aupr}
+
+
+def flowclis(train: Floats, test: Floats, labels: NDArray[np.bool_], options: list[str]) -> dict[str, float]:
+    """Figures of the recipe with these options."""
+    began = time.perf_counter()
+    model = fit("anomaly", frame(train), overrides=options)
+    fitted = time.perf_counter()
+    scored = scores(model, frame(test))
+    ended = time.perf_counter()
+    p_value = scored.column("p_value").to_numpy(zero_copy_only=False)
+    discoveries = FalseDiscoveries(Q)
+    discoveries.add(p_value)
+    flagged = p_value <= (discoveries.level().alpha or 0)
+    return figures(scored.column("score").to_numpy(zero_copy_only=False), labels) | {
+        "fit seconds": fitted - began,
+        "score seconds": ended - fitted,
+        "flagged": float(flagged.sum()),
+        "false discoveries": float((flagged & ~labels).sum() / max(flagged.sum(), 1)),
+        "found": float((flagged & labels).sum() / labels.sum()),
+    }
+
+
+def scores(model: Model, rows: pa.Table) -> pa.Table:
+    parts = [score_batch(model, batch) for batch in rows.combine_chunks().to_batches(max_chunksize=8192)]
+    return pa.Table.from_batches(parts).combine_chunks()
+
+
+def peers(train: Floats, test: Floats, labels: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+    """Figures of PyOD's detectors with their defaults."""
+    from pyod.models.ecod import ECOD
+    from pyod.models.iforest import IForest
+    from pyod.models.knn import KNN
+    from pyod.models.lof import LOF
+
+    found = {}
+    for make in (KNN, LOF, IForest, ECOD):
+        began = time.perf_counter()
+        detector = make().fit(train)
+        fitted = time.perf_counter()
+        score = detector.decision_function(test)
+        seconds = {"fit seconds": fitted - began, "score seconds": time.perf_counter() - fitted}
+        found[f"PyOD {make.__name__}"] = figures(score, labels) | seconds
+    return found
+
+
+def summary(
+    runs: dict[str, list[dict[str, float]]], published: dict[str, dict[str, dict[str, float]]]
+) -> dict[str, Any]:
+    """Means over tables of the means over seeds, and average ranks among the published methods."""
+    mean = {name: {k: float(np.mean([run[k] for run in seeds])) for k in seeds[0]} for name, seeds in runs.items()}
+    found: dict[str, Any] = {k: float(np.mean([m[k] for m in mean.values()])) for k in ("auroc", "aupr")}
+    for metric, table in published.items():
+        ranks = [1 + sum(v > mean[name][metric] for v in table[name].values()) for name in mean]
+        found[f"rank by {metric}"] = float(np.mean(ranks))
+    for k in ("fit seconds", "score seconds"):
+        found[k] = float(sum(m[k] for m in mean.values()))
+    found["false discoveries"] = float(
+        np.mean([m["false discoveries"] for m in mean.values() if m.get("counts")] or [0])
+    )
+    return found | {"tables": mean}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--variant", nargs="*", default=["anomaly"], choices=list(VARIANTS))
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("-s", dest="settings", action="append", default=[], help="of a variant tried out, not kept")
+    options = parser.parse_args()
+    loaders = tables(options.data)
+    published = {metric: loaders.adbench_table(metric) for metric in ("auroc", "aupr")}
+    names = options.only or loaders.adbench_names()
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"variants": {}}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name in names:
+        for seed in range(options.seeds):
+            train, test, labels = loaders.adbench(name, seed)
+            labels = labels.astype(bool)
+            for variant in options.variant:
+                settings = [f"train.seed={seed}", *VARIANTS[variant], *options.settings]
+                run = flowclis(train, test, labels, settings) | {"counts": float(labels.sum() >= ENOUGH)}
+                found.setdefault(variant, {}).setdefault(name, []).append(run)
+                print(
+                    f"{name:12} {variant:12} seed {seed}  AUROC {run['auroc']:5.1f}  AUPR {run['aupr']:5.1f}  "
+                    f"FDR {run['false discoveries']:.3f} of {run['flagged']:.0f}  "
+                    f"{run['fit seconds']:.0f} + {run['score seconds']:.1f} s",
+                    flush=True,
+                )
+            if options.peers and not seed:
+                for peer, run in peers(train, test, labels).items():
+                    found.setdefault(peer, {})[name] = [run]
+    for variant, runs in found.items():
+        result = summary(runs, published)
+        print(
+            f"{variant:20} AUROC {result['auroc']:.2f}  AUPR {result['aupr']:.2f}  rank {result['rank by auroc']:.1f} "
+            f"and {result['rank by aupr']:.1f}  FDR {result['false discoveries']:.3f}  "
+            f"{result['fit seconds']:.0f} + {result['score seconds']:.0f} s"
+        )
+        kept["variants"][variant] = result | {"seeds": options.seeds}
+    if not options.only and not options.settings:
+        methods = next(iter(published["auroc"].values()))
+        kept["published"] = {
+            m: {metric: float(np.mean([t[n][m] for n in names])) for metric, t in published.items()}
+            | {
+                f"rank by {metric}": float(np.mean([1 + sum(v > t[n][m] for v in t[n].values()) for n in names]))
+                for metric, t in published.items()
+            }
+            for m in methods
+        }
+        RESULTS.write_text(json.dumps({"machine": machine(), **kept}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
