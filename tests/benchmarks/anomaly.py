@@ -1,14 +1,15 @@
 """Anomaly detection: the shipped recipe on ADBench's tables, beside 26 published methods.
 
-    python -m tests.benchmarks.anomaly --data DIR [--seeds 5] [--variant NAME ...] [--peers] [--shuffled] [--only NAME ...]
+    python -m tests.benchmarks.anomaly --data DIR [--seeds 5] [--variant NAME ...] [--peers] [--shuffled]
 
 DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised:
 half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none
 chooses a setting. For each variant (``VARIANTS``: the recipe with the named settings) prints AUROC, AUPR, the average
 rank that it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``.
 ``--peers`` adds PyOD's kNN, LOF, IForest and ECOD in the same process. The published split takes the first half of the
-normal rows in their file's order, in which they are often sorted; ``--shuffled`` shuffles them before. Writes ``results/anomaly.json``; variants that
-were not run stay as they were.
+normal rows in their file's order, in which they are often sorted; ``--shuffled`` shuffles them before. Writes
+``results/anomaly.json``, unless ``--only NAME ...`` or ``-s key=value`` makes it another benchmark; variants that were
+not run stay as they were.
 """
 
 from __future__ import annotations
