@@ -18,6 +18,10 @@ def init(
     given: Annotated[
         list[str], typer.Option(metavar="COLS", help="Columns to condition on, separated by commas.")
     ] = [],  # noqa: B006
+    task: Annotated[
+        str,
+        typer.Option(metavar="density|anomaly", help="What it is for: densities and new rows, or finding odd rows."),
+    ] = "density",
     exclude: Annotated[list[str], typer.Option(metavar="COLS", help="Columns to leave out, separated by commas.")] = [],  # noqa: B006
     format: Annotated[
         str | None,
@@ -32,6 +36,8 @@ def init(
     """
     from flowcli.errors import UsageError
 
+    if task not in ("density", "anomaly"):
+        raise UsageError(f"--task: '{task}' is not one of density, anomaly.")
     if output != "-" and Path(output).exists() and not force:
         raise UsageError(f"{output}: exists already; --force replaces it.")
 
@@ -43,7 +49,7 @@ def init(
 
     check_format(format)
     folder = Path() if output == "-" or is_object(output) else Path(output).parent
-    text = propose(Source.of(data, format), data, folder, _names(given), _names(exclude))
+    text = propose(Source.of(data, format), data, folder, _names(given), _names(exclude), task == "anomaly")
     rest = " DATA" if STDIN in data else ""
     if output == "-":
         console.result(text.rstrip("\n"))

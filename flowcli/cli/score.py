@@ -15,7 +15,7 @@ from flowcli.cli.sharded import SHARD
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Method = Literal["auto", "nll", "typicality", "complexity", "either"]
+Method = Literal["auto", "nll", "typicality", "neighbours", "complexity", "either"]
 
 
 @command()

@@ -19,6 +19,13 @@ from flowcli.recipe.yaml import MAX_BYTES
 
 GUESS = "(a guess)"
 SIMPLE_KEY = 1000  # characters of a key that YAML takes without a question mark before it
+ANOMALY = (
+    "# What is far from the rows learned from is odd: in its columns, in their ranks, or in the latents of a flow.",
+    "# Noise a third as wide as the rows keeps the flow from learning them by heart.",
+    "flow: {type: maf, layers: 2, hidden: [128, 128], base: gaussian}",
+    "train: {noise: 0.3, noise_shape: data, lr: 3e-3, max_time: 5m}",
+    "score: {method: neighbours}",
+)
 MARGIN = 60  # where comments begin, at the furthest
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -26,7 +33,12 @@ _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
 def write(
-    survey: Survey, advice: Mapping[str, Advice], names: Sequence[str], folder: pathlib.Path, given: Sequence[str]
+    survey: Survey,
+    advice: Mapping[str, Advice],
+    names: Sequence[str],
+    folder: pathlib.Path,
+    given: Sequence[str],
+    anomaly: bool,
 ) -> str:
     """The recipe's text. Raises DataError when there is nothing to model."""
     flow = [a for a in advice.values() if a.modelled and a.name not in given]
@@ -46,9 +58,10 @@ def write(
         "data:",
         *_files(names, folder),
     ]
-    text = "\n".join([*head, *_data(advice, given, True), *_flow(survey.rows, flow), ""])
+    rest = ANOMALY if anomaly else list(_flow(survey.rows, flow))
+    text = "\n".join([*head, *_data(advice, given, True), *rest, ""])
     if len(text.encode()) > MAX_BYTES:
-        text = "\n".join([*head, *_data(advice, given, False), *_flow(survey.rows, flow), ""])
+        text = "\n".join([*head, *_data(advice, given, False), *rest, ""])
     if len(text.encode()) > MAX_BYTES:
         raise DataError(f"{len(advice):,} columns of such names do not fit into a recipe, which has at most 1 MB.")
     return text

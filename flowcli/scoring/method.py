@@ -37,8 +37,8 @@ def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floa
 
     - ``nll``: −log p.
     - ``typicality``: |log p − its mean over held-out rows|: a row may be too likely as well (Nalisnick et al. 2019).
-    - ``neighbours``: the greatest, over three views of a row, of −log the share of held-out rows that are as far from
-      the training rows (:class:`~flowcli.neighbours.Neighbours`, :func:`_surprise`): odd in one way is odd.
+    - ``neighbours``: the cubic mean, over three views of a row, of −log the share of held-out rows that are as far from
+      the training rows (:class:`~flowcli.neighbours.Neighbours`, :func:`_surprise`): very odd in one way is odd.
     - ``complexity``: −log p less the length of the image's PNG: what the model finds odd beyond what is hard to
       compress. Plain pictures are likely under any model of images, whatever they show (Serrà et al. 2020).
     - ``either``: the greater of ``nll`` and ``complexity``, each in standard deviations from its mean over held-out
@@ -65,7 +65,7 @@ def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floa
     if method == "neighbours":
         near = [_surprise(there, held_out) for there, held_out in zip(parts[1:], usual[1:], strict=True)]
         views = np.mean(np.reshape(near, (VIEWS, -1, parts.shape[1])), 1)
-        return np.asarray(np.where(np.isneginf(parts[0]), np.inf, views.max(0)))
+        return np.asarray(np.where(np.isneginf(parts[0]), np.inf, np.cbrt((views**3).mean(0))))
     if method == "complexity":
         return _complexity(parts)
     pairs = ((-parts[0], -usual[0]), (_complexity(parts), _complexity(usual)))

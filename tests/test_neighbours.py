@@ -1,0 +1,164 @@
+"""Scores by neighbours, numbers taken for real ones, and noise with the data's shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command import flowcli, succeed
+
+import flowcli as library
+from flowcli import Model
+from flowcli.baseline import Baseline
+from flowcli.errors import ModelFileError, UsageError
+from flowcli.flows.levels import Cells
+from flowcli.neighbours import FIGURES, NEAREST, Neighbours
+from flowcli.scoring import score_batch
+from flowcli.scoring.evaluate import ranking
+
+QUICK = ["train.epochs=15", "flow.hidden=[32, 32]"]
+SAMPLES = Path(__file__).parents[1] / "sample_data"
+
+
+def rows(n: int, seed: int, correlation: float = 0.95) -> dict[str, Any]:
+    """Two correlated columns, one skewed, one of whole numbers and one of levels."""
+    rng = np.random.default_rng(seed)
+    a, noise = rng.normal(size=(2, n))
+    return {
+        "a": a,
+        "b": correlation * a + np.sqrt(1 - correlation**2) * noise,
+        "c": rng.lognormal(size=n),
+        "count": rng.integers(0, 4, n),
+        "level": rng.choice(["x", "y"], n),
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return library.fit("anomaly", pa.table(rows(1200, 0)), overrides=QUICK)
+
+
+def test_every_number_is_real_and_without_spikes(model: Model) -> None:
+    columns = model.recipe.data.columns
+    assert {name: columns[name].type for name in ("a", "c", "count", "level")} == {
+        "a": "real", "c": "real", "count": "real", "level": "category",
+    }  # fmt: skip
+    again = library.fit(model.recipe, pa.table(rows(1200, 0)), overrides=["train.epochs=1"])
+    assert again.codec == model.codec  # the resolved recipe says all of it
+
+
+def test_p_values_are_uniform_on_rows_like_the_training_rows(model: Model) -> None:
+    p = np.sort(model.score(pa.table(rows(4000, 1))).p_value.to_numpy())
+    # Of 180 held-out rows and 4000 others: Kolmogorov–Smirnov's distance is below 0.14 with probability 0.999.
+    assert np.abs(p - (np.arange(len(p)) + 0.5) / len(p)).max() < 0.14
+
+
+def test_rows_that_break_what_holds_the_columns_together_are_found(model: Model) -> None:
+    normal, odd = rows(500, 2), rows(500, 3, correlation=-0.95)
+    scores = [model.score(pa.table(part)).score.to_numpy() for part in (normal, odd)]
+    auroc, _ = ranking(np.concatenate(scores), np.repeat([False, True], 500))
+    assert auroc > 0.75  # by the columns alone it is 0.5
+
+
+def test_further_is_odder_and_always_finite(model: Model) -> None:
+    far = [10.0**k for k in range(1, 31, 3)]
+    table = pa.table({k: v[:1].repeat(len(far)) for k, v in rows(1, 4).items()}).set_column(0, "a", pa.array(far))
+    score = model.score(table).score.to_numpy()
+    assert np.isfinite(score[:3]).all()
+    assert (np.diff(score[:3]) > 0).all()
+    assert not np.isnan(score).any()
+
+
+def test_distances_are_those_to_the_nearest_training_rows(model: Model) -> None:
+    y = torch.randn(7, model.codec.features, dtype=torch.float64)
+    y[:, 0] = y[:, 0].gt(0).double() + 0.5  # the level
+    near = model.neighbours
+    assert near is not None
+    reference = model.reference
+    assert reference is not None
+    found = near.log_distances(y).exp()
+    assert found.shape == (FIGURES, 7)
+    for i, view in enumerate((near._standard, near._ranks, near._latents)):
+        brute = (view(y)[:, None] - view(reference)[None]).square().sum(2).sqrt().sort(1).values
+        for j, k in enumerate(NEAREST):
+            assert torch.allclose(found[2 * i + j], brute[:, k - 1], rtol=1e-6, atol=2e-6)
+
+
+def test_ranks_do_not_change_with_a_columns_shape() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    flow = torch.nn.Module()
+    near, bent = (Neighbours(t, Baseline.of(t, None), flow) for t in (x, x.exp()))  # type: ignore[arg-type]
+    inside = x[:200].clamp(-1.5, 1.5)
+    assert torch.allclose(near._ranks(inside), bent._ranks(inside.exp()))
+
+
+def test_a_file_has_it_all_and_is_checked(model: Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.safetensors")
+    again, some = Model.load(tmp_path / "model.safetensors"), pa.table(rows(300, 5))
+    assert score_batch(again, some).equals(score_batch(model, some))
+    Model(*(getattr(model, name) for name in ("recipe", "codec", "flow", "baseline", "calibration"))).save(
+        tmp_path / "without.safetensors"
+    )
+    with pytest.raises(ModelFileError, match="the tensor reference"):
+        Model.load(tmp_path / "without.safetensors")
+
+
+def test_a_row_with_holes_has_a_score() -> None:
+    table = pa.table(rows(600, 6)).drop_columns("level")
+    holes = table.set_column(
+        0, "a", pa.array([None if i % 5 == 0 else v for i, v in enumerate(table["a"].to_pylist())])
+    )
+    model = library.fit("anomaly", holes, overrides=[*QUICK, "data.columns.a.missing=marginalise"])
+    scores = model.score(holes)
+    assert np.isfinite(scores.score).all()
+    assert scores.status.isin(["ok", "missing"]).all()
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    table = pa.table(rows(200, 7))
+    with pytest.raises(UsageError, match="without given columns"):
+        library.fit("anomaly", table, overrides=["data.given=[level]", "train.epochs=1"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    succeed("fit", "maf-affine", "t.parquet", "-o", "run", "-s", "train.epochs=1", cwd=tmp_path)
+    done = flowcli("score", "run", "t.parquet", "--method", "neighbours", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "was fitted without it" in done.stderr
+
+
+def test_init_writes_such_a_recipe(tmp_path: Path) -> None:
+    pq.write_table(pa.table(rows(300, 8)), tmp_path / "t.parquet")
+    succeed("init", "t.parquet", "--task", "anomaly", "-o", "r.yaml", cwd=tmp_path)
+    assert (tmp_path / "r.yaml").read_text().count("{type: real, atoms: []}") == 4
+    succeed("fit", "r.yaml", "-o", "run", "-s", "train.epochs=2", cwd=tmp_path)
+    flagged = flowcli("score", "run", "t.parquet", "--alpha", "0.05", "--explain", "2", cwd=tmp_path)
+    assert flagged.returncode == 0
+    assert "reason_1" in flagged.stdout.splitlines()[0]
+    for wrong, sentence in (
+        (["--task", "odd"], "not one of density, anomaly"),
+        (["--given", "a"], "compares whole rows"),
+    ):
+        done = flowcli("init", "t.parquet", "--task", "anomaly", *wrong, cwd=tmp_path)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+
+
+def test_noise_has_the_datas_covariance_and_leaves_codes_alone() -> None:
+    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:, 2] = 3 * x[:, 1] + 0.1 * x[:, 2]
+    x[:, 0] = x[:, 0].gt(0).double() + 0.5
+    shares = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    for missing in (None, torch.zeros(5000, 3, dtype=torch.bool)):
+        baseline = Baseline.of(x, missing, [Cells(shares)])
+        root = baseline.root()
+        assert torch.allclose((root.T @ root)[1:, 1:], baseline.covariance[1:, 1:], rtol=1e-3, atol=1e-3)
+        for matrix in (root, baseline.continuous()):
+            assert not matrix[0].any()
+            assert not matrix[:, 0].any()
+    diagonal = Baseline(torch.zeros(2), torch.tensor([4.0, 9.0], dtype=torch.float64)).root()
+    assert torch.equal(diagonal, torch.diag(torch.tensor([2.0, 3.0], dtype=torch.float64)))
