@@ -22,24 +22,27 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recipes.mountain_car import explore, surprise, whims
-from recipes.pendulum import GAUSSIAN, HOLD, STATE, STEPS, acting, clone, compare, one_sided, play
+from recipes.pendulum import GAUSSIAN, HOLD, STATE, STEPS, acting, clone, compare, jittered, one_sided, play
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
 LEARNED = 50  # episodes of the logs
+MOVING = 100  # steps of each; after them the pendulum rests, and half of all rows would be one and the same
 EPISODES = 40  # of exploration
 EXPLORERS = {"random actions": None, "plans for random rewards": whims, "plans for the bonus": surprise}
 Floats = NDArray[np.float64]
 
 
 def logged(data: Path) -> tuple[pd.DataFrame, Floats, Floats]:
-    """Logs to learn from; where the other episodes began, and the expert's returns in them."""
+    """Logs to learn from, with a little noise on the torque (:func:`jittered`: this expert has none); where the other
+    episodes began, and the expert's returns in them."""
     with np.load(data / "rl" / "sb_expert_pendulum.npz") as file:
         observations, torques = file["obs"].astype(np.float64), file["actions"][:, 0].astype(np.float64)
         begins, returns = np.flatnonzero(file["episode_starts"]), file["episode_returns"].astype(np.float64)
-    logs = pd.DataFrame(observations, columns=STATE).assign(torque=torques)
+    logs = pd.DataFrame(observations, columns=STATE).assign(torque=jittered(torques, 0))
+    early = (np.arange(LEARNED)[:, None] * STEPS + np.arange(MOVING)).ravel()
     cos, sin, speed = observations[begins[LEARNED:]].T
-    return logs[: LEARNED * STEPS], np.stack([np.arctan2(sin, cos), speed], 1), returns[LEARNED:]
+    return logs.iloc[early], np.stack([np.arctan2(sin, cos), speed], 1), returns[LEARNED:]
 
 
 def cloned(data: Path, seed: int) -> dict[str, Floats]:
