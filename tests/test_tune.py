@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,23 @@ def test_what_cannot_be_tuned(world: Path, arguments: tuple[str, ...], code: int
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr
     assert (world / "t.csv").exists()
+
+
+def test_force_replaces_a_study_and_nothing_else(world: Path, table: Path) -> None:
+    study, again = table / "tuned", ("radial", "t.csv", "-o", "tuned", "--force", "--trials", "1", *QUICK)
+    shutil.copytree(world / "tuned", study)
+    for stranger in ("thesis.txt", "trial-notes"):
+        (study / stranger).write_text("mine")
+        before = sorted(path.name for path in study.iterdir())
+        done = flowcli("tune", *again, cwd=table)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"holds '{stranger}', which no study wrote" in done.stderr
+        assert sorted(path.name for path in study.iterdir()) == before
+        (study / stranger).unlink()
+    (study / ".best.yaml.0123abcd.part").write_text("by one that was killed")
+    assert succeed("tune", *again, cwd=table) == "tuned/best.yaml\n"
+    names = {"study.json", "trials.jsonl", "trial-0.npy", "trial-0.safetensors", "best.yaml"}
+    assert {path.name for path in study.iterdir()} == names
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import shutil
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from flowcli.data.source import STDIN
-from flowcli.data.whole import whole_file, write_whole
+from flowcli.data.whole import whole_file, write_whole, writing
 from flowcli.errors import DataError, ModelFileError, TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
@@ -31,6 +31,9 @@ from flowcli.tune.space import changed, space
 
 TRIALS, STUDY = "trials.jsonl", "study.json"
 FIRST = "trial-0.npy"  # the held-out log-densities of the recipe as it was
+BEST = "best.yaml"
+_OURS = rf"({re.escape(STUDY)}|{re.escape(TRIALS)}|{re.escape(FIRST)}|{re.escape(BEST)}|trial-\d+\.safetensors)"
+OURS = re.compile(rf"{_OURS}|\.{_OURS}\.[0-9a-f]{{8}}\.part")  # all that a study writes, one that was killed too
 FOLDS, FOLD_ROWS = 5, 500  # folds, at most, and the held-out rows in them that are enough
 SURE = 2.0  # standard errors; about what the best of twenty trials is ahead by chance
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -120,9 +123,21 @@ class Study:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             if not (force and place.is_file()):
                 raise UsageError(f"{self.folder}: exists already; --resume goes on with a study, --force replaces it.")
-            shutil.rmtree(self.folder)
+            self._clear()
         write_whole(place, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         return []
+
+    def _clear(self) -> None:
+        """Remove a study that is there. Raises UsageError when the folder holds more than that, DataError when it
+        cannot be."""
+        strangers = sorted(p.name for p in self.folder.iterdir() if p.is_dir() or not OURS.fullmatch(p.name))
+        if strangers:
+            raise UsageError(f"{self.folder}: holds '{strangers[0]}', which no study wrote, so --force does not replace it.")
+        with writing(self.folder):
+            (self.folder / TRIALS).unlink(missing_ok=True)  # first: what is left is then a study without trials
+            for path in self.folder.iterdir():
+                if path.name != STUDY:
+                    path.unlink()
 
     @property
     def best(self) -> Trial:

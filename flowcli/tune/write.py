@@ -13,9 +13,7 @@ from flowcli.data.whole import write_whole
 from flowcli.recipe import Recipe
 from flowcli.scoring.compare import Compared, compare
 from flowcli.tune.space import changed
-from flowcli.tune.study import Study, Trial
-
-BEST = "best.yaml"
+from flowcli.tune.study import BEST, Study, Trial
 
 
 @dataclass(frozen=True)
