@@ -146,6 +146,7 @@ def test_the_difference_is_that_of_the_same_rows(world: Path) -> None:
         (("t.csv", "-o", "none", "--resume"), 2, "nothing to resume"),
         (("t.csv", "-o", ".", "--force"), 2, "exists already"),
         (("t.csv", "-o", "new", "--test", "1.5"), 2, "--test"),
+        (("t.csv", "-o", "new", "-s", "score.method=neighbours"), 2, "score.method: neighbours does not score by"),
         ((), 2, "no data"),
     ],
 )

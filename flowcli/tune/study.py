@@ -78,8 +78,12 @@ class Study:
     """
 
     def __init__(self, folder: pathlib.Path, recipe: Recipe, test: float, seed: int, resume: bool, force: bool) -> None:
-        """Raises UsageError: there is a study already, or one of another recipe or other data; DataError: the data
-        cannot be read, or are too few."""
+        """Raises UsageError: the recipe does not score by likelihood, there is a study already, or one of another
+        recipe or other data; DataError: the data cannot be read, or are too few."""
+        if recipe.score.method == "neighbours":
+            raise UsageError(
+                "score.method: neighbours does not score by likelihood, by which tune chooses; tune a recipe that does."
+            )
         self.folder, self.seed = folder, seed
         source, self.recipe = source_of(recipe)
         about = {
