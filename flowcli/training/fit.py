@@ -111,21 +111,20 @@ def train(
             f"{folder}: was fitted by {_processes(start.counters.processes)} and goes on with "
             f"{_processes(group.size)}, which add in another order: the result will not be the same to the last digit."
         )
-    board = None
-    if record and prepared.recipe.train.log:
-        board = Board(record.folder / BOARD, start.counters.step if start else 0)
-    due = 0.0
+    board: Board | None = None
+    due, before = 0.0, start.counters.step if start else 0
 
     def on_state(state: State, evaluation: Evaluation | None) -> None:
-        nonlocal due
+        nonlocal due, board
         evaluations.extend([evaluation] if evaluation else [])
-        if board and evaluation:
-            board.write(evaluation)
         if record and time.monotonic() > due:
             start = time.monotonic()
             save(record, state)
             cost = time.monotonic() - start
             due = time.monotonic() + max(SAVE_SECONDS, cost / SAVE_SHARE)
+        if record and prepared.recipe.train.log and evaluation:  # after the first save: the folder is then a run's
+            board = board or Board(record.folder / BOARD, before)
+            board.write(evaluation)
 
     def save(record: Run, state: State) -> Model:
         """Write all that there is at an epoch's end; return the best model so far."""
