@@ -249,8 +249,22 @@ def test_a_damaged_run_folder(folder: Path, tmp_path: Path, manifest: str) -> No
     for name in ("model.safetensors", "metrics.jsonl"):
         (tmp_path / name).write_bytes((folder / "counted" / name).read_bytes())
     (tmp_path / "run.json").write_text(manifest)
+    refused_as_damaged(tmp_path)
+
+
+def test_damaged_metrics(folder: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "run.json"):
+        (tmp_path / name).write_bytes((folder / "counted" / name).read_bytes())
+    whole = (folder / "counted" / "metrics.jsonl").read_text()
+    text_for_number = json.dumps(json.loads(whole.splitlines()[-1]) | {"step": "many"})
+    for line in ("3", "[3]", "{}", text_for_number):
+        (tmp_path / "metrics.jsonl").write_text(f"{whole}{line}\n")
+        refused_as_damaged(tmp_path)
+
+
+def refused_as_damaged(run: Path) -> None:
     for command in ("report", "inspect", "compare"):
-        done = flowcli(command, ".", cwd=tmp_path)
+        done = flowcli(command, ".", cwd=run)
         damaged = "error: .: its metrics.jsonl or run.json is damaged; name the model file in it.\n"
         assert (done.returncode, done.stderr) == (3, damaged)
 

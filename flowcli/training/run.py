@@ -221,8 +221,10 @@ def _plain(evaluation: DataclassInstance) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
 
 
-def evaluation_of(line: dict[str, Any]) -> Evaluation:
+def evaluation_of(line: Any) -> Evaluation:
     """The evaluation that a line of ``metrics.jsonl`` holds. Raises TypeError for another."""
+    if not isinstance(line, dict) or not all(v is None or isinstance(v, int | float) for v in line.values()):
+        raise TypeError("not an evaluation")
     numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in line.items()}
     return Evaluation(**numbers)
 
