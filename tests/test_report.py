@@ -126,6 +126,19 @@ def test_a_density_on_discrete_values(folder: Path) -> None:
     assert "a density is put" not in right
 
 
+def test_the_density_of_a_model_that_scores_by_neighbours_is_no_verdict(folder: Path) -> None:
+    quick = ("-s", "train.epochs=15", "-s", "flow.hidden=[32, 32]")
+    succeed("fit", "anomaly", "discrete.csv", "-o", "odd", *quick, cwd=folder)
+    html = page(folder, "odd")
+    words = verdict(html)
+    assert "a density is put" not in words
+    assert "badly fitted columns" not in words
+    assert "Of its density: The log-likelihood means nothing: 'k' has 6 different values" in words
+    assert re.search("Of its density: (Fits badly|Each of 3 columns)", words), words
+    assert "p-value, training rows" not in html
+    assert "p-value, discrete.csv" in page(folder, "odd", "discrete.csv")
+
+
 def test_one_that_gave_up_says_why_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bent(200)[["x", "y"]].to_csv(tmp_path / "t.csv", index=False)
     data, settings = {"files": [str(tmp_path / "t.csv")]}, {"epochs": 3, "batch_size": 16}

@@ -16,7 +16,7 @@ from flowcli.data.whole import write_whole
 from flowcli.report.evidence import Evidence
 from flowcli.report.pictures import Picture
 from flowcli.report.sections import Section, sections
-from flowcli.report.verdict import Finding, Tone, summary, verdict
+from flowcli.report.verdict import Finding, Tone, notes, summary, verdict
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def tell(evidence: Evidence, png: bool = False) -> Told:
     findings = verdict(evidence)
     tone, sentence = summary(findings)
     parts = {section.title: section for section in sections(evidence, png)}
-    return Told(evidence.past.name, tone, sentence, findings, evidence.notes, parts)
+    return Told(evidence.past.name, tone, sentence, findings, evidence.notes + notes(evidence), parts)
 
 
 def render(runs: Sequence[Told]) -> str:
