@@ -288,6 +288,18 @@ def test_a_page_is_not_overwritten_unasked(folder: Path) -> None:
     assert (folder / "mine.html").read_text() == "mine"
 
 
+def test_pictures_are_not_overwritten_unasked(folder: Path) -> None:
+    mine = folder / "album" / "training.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for place, words in (("album", "holds PNG files already"), ("album/training.png", "is no folder")):
+        done = flowcli("report", "good", "-o", "never.html", "--pictures", place, cwd=folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
+        assert not (folder / "never.html").exists()
+    assert mine.read_text() == "mine"
+
+
 def test_without_the_extra_it_says_what_to_install() -> None:
     code = (
         "import sys\nfrom flowcli.cli import main\nsys.modules['matplotlib'] = None\n"

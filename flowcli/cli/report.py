@@ -30,7 +30,7 @@ def report(
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing page.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing page and pictures.")] = False,
 ) -> None:
     """Write a page that says whether to trust a model, and shows why.
 
@@ -54,6 +54,10 @@ def report(
         raise UsageError(f"{output}: is a folder; name a file in it.")
     if output.exists() and not force:
         raise UsageError(f"{output}: exists already; --force replaces it.")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UsageError(f"--pictures: {pictures} is no folder.")
+    if pictures is not None and any(pictures.glob("*.png")) and not force:
+        raise UsageError(f"--pictures: {pictures} holds PNG files already; --force replaces those of the same names.")
 
     from flowcli.data.whole import write_whole
     from flowcli.report import gather, render, tell, write_pictures
