@@ -174,6 +174,16 @@ def test_force_replaces_a_study_and_nothing_else(world: Path, table: Path) -> No
     assert {path.name for path in study.iterdir()} == names
 
 
+def test_it_trains_where_it_is_told(world: Path) -> None:
+    study = ("tune", "radial", "t.csv", *QUICK, "--trials", "1", "-o", "elsewhere")
+    for more, environment in ((("--device", "nowhere"), {}), ((), {"FLOWCLI_DEVICE": "nowhere"})):
+        done = flowcli(*study, *more, cwd=world, environment=environment)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "train.device: 'nowhere'" in done.stderr
+    done = flowcli(*study, "--device", "cpu", cwd=world, environment={"FLOWCLI_DEVICE": "nowhere"})
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_the_extra_it_says_what_to_install() -> None:
     code = (
         "import sys\nfrom flowcli.cli import main\nsys.modules['optuna'] = None\n"
