@@ -24,6 +24,13 @@ def check_format(format: str | None) -> None:
         raise UsageError(f"--format: '{format}' is not one of {', '.join(FORMATS)}.")
 
 
+def require_disk(path: Path, why: str) -> None:
+    """Raises UsageError with ``why`` for the name of an object, of which a path keeps one slash."""
+    name = str(path)
+    if name.startswith(("s3:", "gs:")):
+        raise UsageError(f"{name.replace(':/', '://', 1)}: {why}")
+
+
 def recipe_of(name: str, overrides: Sequence[str], device: str | None) -> Recipe:
     """A recipe with these overrides, on the device that is named; where none is, nor in the recipe, on FLOWCLI_DEVICE.
     Raises UsageError."""

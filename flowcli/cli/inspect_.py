@@ -104,13 +104,7 @@ def _thresholds(model: Model) -> list[tuple[float, float | None]]:
 
 def _provenance(past: Past) -> dict[str, str]:
     """Where a model comes from: its file's digest and, of a run, when, how and from what it was made."""
-    from pathlib import Path
-
-    from flowcli.model import MODEL_FILE
-    from flowcli.training.run import describe
-
-    path, manifest = Path(past.name), past.manifest
-    found = {"sha256": describe(str(path / MODEL_FILE if path.is_dir() else path))["sha256"]}
+    manifest, found = past.manifest, {"sha256": past.model.digest}
     if manifest:
         seconds = manifest["seconds"]
         found |= {

@@ -38,7 +38,7 @@ def report(
     file that needs no network; several runs stand side by side.
     """
     from flowcli.cli.extras import require_extra
-    from flowcli.cli.formats import check_format, is_model, read_source
+    from flowcli.cli.formats import check_format, is_model, read_source, require_disk
     from flowcli.data.source import STDIN
     from flowcli.errors import UsageError
 
@@ -50,6 +50,8 @@ def report(
         raise UsageError(f"{', '.join(runs)}: none of these is a run folder or a model file (*.safetensors).")
     if STDIN in data and len(models) > 1:
         raise UsageError("standard input (-) can be read only once, and there are several runs.")
+    require_disk(output, "a page is a file on a disk.")
+    require_disk(pictures or output, "pictures are files on a disk.")
     if output.is_dir():
         raise UsageError(f"{output}: is a folder; name a file in it.")
     if output.exists() and not force:

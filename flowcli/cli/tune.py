@@ -10,7 +10,7 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
-from flowcli.cli.formats import recipe_of
+from flowcli.cli.formats import recipe_of, require_disk
 from flowcli.cli.validate import Set
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def tune(
     if data:
         checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})
     folder = output or Path("tuned") / recipes.shipped.path(recipe).stem
+    require_disk(folder, "a study is a folder on a disk.")
 
     import optuna
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowcli.data.source import STDIN
 from flowcli.errors import TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
@@ -27,7 +26,7 @@ from flowcli.training.loop import Interrupted, Trainer
 from flowcli.training.prepare import Prepared, as_recipe, prepare, random_rows
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import digest
-from flowcli.training.run import BOARD, Fingerprint, Run, describe, versions
+from flowcli.training.run import BOARD, Fingerprint, Run, describe_all, versions
 from flowcli.training.state import State, copy_of
 
 if TYPE_CHECKING:
@@ -229,7 +228,7 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
         "processes": state.counters.processes,
         "threads": torch.get_num_threads(),
         "seed": prepared.recipe.train.seed,
-        "data": [describe(str(pathlib.Path(file).absolute())) for file in prepared.files if file != STDIN],
+        "data": describe_all(prepared.files),
         "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},
         "seconds": {"total": round(seconds, 3), "training": round(state.counters.seconds, 3)},
         "metrics": model.about,

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import flowcli
 from flowcli import tensorfile
+from flowcli.data.source import STDIN
 from flowcli.data.whole import sweep, sync, write_whole
 from flowcli.errors import DataError, ModelFileError, UsageError
 from flowcli.model import MODEL_FILE, Model
+from flowcli.places import from_folder
 from flowcli.recipe import Recipe, dump
 from flowcli.training.clock import Profile
 from flowcli.training.progress import Evaluation
@@ -245,8 +247,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def describe_all(files: Sequence[str]) -> list[dict[str, Any]]:
+    """Data files and objects by names that hold from everywhere. Standard input is none."""
+    return [describe(from_folder(file, pathlib.Path.cwd())) for file in files if file != STDIN]
+
+
 def describe(file: str) -> dict[str, Any]:
-    """Name, size and SHA-256 of a data file."""
+    """Name, size and SHA-256 of a data file; of an object, the name alone."""
     path = pathlib.Path(file)
     if not path.is_file():
         return {"file": file}

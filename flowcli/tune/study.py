@@ -16,7 +16,6 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from flowcli.data.source import STDIN
 from flowcli.data.whole import whole_file, write_whole, writing
 from flowcli.errors import DataError, ModelFileError, TrainingError, UsageError
 from flowcli.model import Model
@@ -26,7 +25,7 @@ from flowcli.training.fit import train
 from flowcli.training.loop import NO_DENSITY, Interrupted
 from flowcli.training.prepare import prepare, source_of
 from flowcli.training.progress import Evaluation, Progress
-from flowcli.training.run import describe
+from flowcli.training.run import describe_all
 from flowcli.tune.space import changed, space
 
 TRIALS, STUDY = "trials.jsonl", "study.json"
@@ -88,7 +87,7 @@ class Study:
         source, self.recipe = source_of(recipe)
         about = {
             "recipe": self.recipe.model_dump(mode="json"),
-            "data": [describe(str(pathlib.Path(f).absolute())) for f in source.files if f != STDIN],
+            "data": describe_all(source.files),
             "test": test,
             "seed": seed,
         }
@@ -136,7 +135,9 @@ class Study:
         cannot be."""
         strangers = sorted(p.name for p in self.folder.iterdir() if p.is_dir() or not OURS.fullmatch(p.name))
         if strangers:
-            raise UsageError(f"{self.folder}: holds '{strangers[0]}', which no study wrote, so --force does not replace it.")
+            raise UsageError(
+                f"{self.folder}: holds '{strangers[0]}', which no study wrote; --force does not replace it."
+            )
         with writing(self.folder):
             (self.folder / TRIALS).unlink(missing_ok=True)  # first: what is left is then a study without trials
             for path in self.folder.iterdir():
