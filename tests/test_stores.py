@@ -26,6 +26,7 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
 SCORE = ("score", "s3://lake/model.safetensors")
+TABLES = [f"s3://lake/lake/{name}.parquet" for name in (*range(FILES), "empty")]
 SMALL = ("-s", "train.epochs=1", "-s", "flow.layers=1", "-s", "flow.hidden=[8]", "-s", "data.exclude=[id]")
 
 
@@ -147,16 +148,17 @@ def test_a_table_is_looked_at_and_fitted_where_it_lies(store: Store) -> None:
     for name in ("run", "streamed"):
         assert (store.folder / name / "model.safetensors").exists()
         manifest = json.loads((store.folder / name / "run.json").read_text())
-        assert [data["file"] for data in manifest["data"]] == [f"s3://lake/lake/{i}.parquet" for i in range(FILES)]
+        assert [data["file"] for data in manifest["data"]] == TABLES
 
 
 def test_a_recipe_is_tuned_where_its_table_lies(store: Store) -> None:
-    where = ("s3://lake/lake/", "-s", "data.validation=s3://lake/lake/0.parquet")
+    missing = ("-s", "data.columns.y.missing=impute")
+    where = ("s3://lake/lake/", "-s", "data.validation=s3://lake/lake/0.parquet", *missing)
     store.succeed("tune", "maf-affine", *where, *SMALL, "--trials", "1", "-o", "tuned")
     data = yaml.safe_load((store.folder / "tuned" / "best.yaml").read_text())["data"]
     assert (data["files"], data["validation"]) == (["s3://lake/lake/"], "s3://lake/lake/0.parquet")
     about = json.loads((store.folder / "tuned" / "study.json").read_text())
-    assert about["data"] == [{"file": f"s3://lake/lake/{i}.parquet"} for i in range(FILES)]
+    assert about["data"] == [{"file": name} for name in TABLES]
 
 
 def test_a_model_is_inspected_where_it_lies(store: Store) -> None:
