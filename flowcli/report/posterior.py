@@ -17,7 +17,7 @@ from flowcli.report.sections import Section, Table, figure
 from flowcli.report.verdict import SURE, Finding, Tone
 from flowcli.variational.again import PastPosterior
 from flowcli.variational.ascent import MOVES
-from flowcli.variational.evaluate import GOOD, USABLE, Verdict, evaluate
+from flowcli.variational.evaluate import USABLE, Verdict, evaluate
 from flowcli.variational.target import LogDensity, digest
 
 DRAWN = 4000  # of the flow, and resampled
@@ -116,9 +116,9 @@ def _trust(e: PosteriorEvidence) -> Finding:
     told = f"Can its draws be trusted? {answer[0].upper()}{answer[1:]}. K-hat is {k_hat:.2f}."
     if not k_hat < USABLE:
         return Finding("bad", f"k-hat is {k_hat:.2f}", told)
-    if k_hat < GOOD:
+    if e.verdict.as_they_are:
         return Finding("good", "its draws can be trusted", told)
-    return Finding("fair", f"k-hat is {k_hat:.2f}: use its draws with --resample or --weights", told)
+    return Finding("fair", "use its draws with --resample or --weights", told)
 
 
 # -- in pictures and tables ----------------------------------------------------------------------------------------
