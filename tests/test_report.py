@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import chromium, opens_well
 from command import ENVIRONMENT, flowcli, succeed
 from image_cases import QUICK
 
@@ -312,27 +312,10 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 @pytest.mark.browser
 def test_in_a_browser(folder: Path, world: Path) -> None:
-    """No console error, no request but for the page itself, and nothing wider than the screen."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as engines:
-        browser = engines.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         for where, runs in ((folder, ("good", "new.parquet")), (folder, ("good", "discrete")), (world, ("run",))):
             page(where, *runs)
-            for width in (400, 1400):
-                said: list[str] = []
-                asked: list[str] = []
-                tab = browser.new_page(viewport={"width": width, "height": 900})
-                tab.on("console", lambda message, said=said: said.append(message.text))
-                tab.on("pageerror", lambda error, said=said: said.append(str(error)))
-                tab.on("request", lambda request, asked=asked: asked.append(request.url))
-                tab.goto((where / "page.html").as_uri())
-                assert said == []
-                assert [url for url in asked if not url.startswith("data:")] == [(where / "page.html").as_uri()]
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
+            opens_well(browser, where / "page.html")
 
 
 # -- what is measured ----------------------------------------------------------------------------------------------

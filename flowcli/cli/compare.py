@@ -47,7 +47,13 @@ def compare(
     from flowcli.scoring.compare import compare as measure
     from flowcli.training.again import Past
     from flowcli.training.device import choose
+    from flowcli.variational.posterior import is_posterior
 
+    if wrong := [run for run in runs if is_posterior(run)]:
+        raise UsageError(
+            f"{wrong[0]}: is of a target, and `compare` is for runs of data; `flowcli report` shows posteriors side by "
+            f"side."
+        )
     if STDIN in data and len(runs) > 1:
         raise UsageError("standard input (-) can be read only once, and there are several runs.")
     if label is not None and not data:

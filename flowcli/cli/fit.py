@@ -131,11 +131,15 @@ def _fit(
         return
     _tell(clock)
     about = model.about
+    if about["held_out_log_prob"] is not None and about["held_out_gaussian_log_prob"] is not None:
+        console.note(
+            f"held-out log-likelihood {about['held_out_log_prob']:.4f} nats a row; a Gaussian has "
+            f"{about['held_out_gaussian_log_prob']:.4f}"
+        )
+    data = recipe.data.files[0] if len(recipe.data.files) == 1 and recipe.data.files != [STDIN] else None
+    rows = console.quoted(data) if data else "DATA"
     console.note(
-        f"held-out log-likelihood {about['held_out_log_prob']:.4f} nats a row; a Gaussian has "
-        f"{about['held_out_gaussian_log_prob']:.4f}. Next: flowcli score {run} DATA"
-        if about["held_out_log_prob"] is not None and about["held_out_gaussian_log_prob"] is not None
-        else f"Next: flowcli score {run} DATA"
+        f"Next: flowcli score {console.quoted(run)} {rows} -o scores.csv; flowcli report {console.quoted(run)}"
     )
     console.result(str(run))
 

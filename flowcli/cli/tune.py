@@ -54,6 +54,11 @@ def tune(
     if not 0 < test < 1:
         raise UsageError(f"--test: {test:g} is not a share between 0 and 1.")
     checked = recipe_of(recipe, set_, device)
+    if checked.target is not None:
+        raise UsageError(
+            f"{recipe}: has a target, and `tune` searches by held-out rows; `flowcli evaluate RUN --allow-code` says "
+            f"what a fit is worth."
+        )
     if data:
         checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})
     folder = output or Path("tuned") / recipes.shipped.path(recipe).stem
