@@ -7,7 +7,7 @@ DIR holds ``conditional/NAME.npz`` (X, y, ``test_mask[split, row]``: the splits 
 tenths of its training rows; the rest decides when to stop. Prints, for each set, the mean over splits and its standard
 error of the negative log-likelihood of the test rows (nats, in units of y), their CRPS and the share within central
 intervals. Wine's y is a whole number: its figure is a log-mass, which compares with a density at a spacing of one.
-Writes ``results/conditional.json`` after each split, unless ``--only`` or ``-s`` makes it another benchmark.
+Writes ``results/conditional.json`` after each split, where sets that were not run stay as they were; not with ``-s``.
 """
 
 from __future__ import annotations
@@ -84,8 +84,11 @@ def main() -> None:
             settings = ["data.columns={y: integer}"] * (name in WHOLE) + options.settings
             runs[name].append(one(x, y, masks[split], settings))
             print(f"{split:2} {name:17}", "  ".join(f"{k} {v:.3f}" for k, v in runs[name][-1].items()), flush=True)
-        if split and not options.only and not options.settings:
-            kept = {name: summary(run) | {"published": theirs[PUBLISHED.get(name, name)]} for name, run in runs.items()}
+        if split and not options.settings:
+            kept = json.loads(RESULTS.read_text())["sets"] if RESULTS.exists() else {}
+            kept |= {
+                name: summary(run) | {"published": theirs[PUBLISHED.get(name, name)]} for name, run in runs.items()
+            }
             RESULTS.write_text(json.dumps({"machine": machine(), "sets": kept}, indent=1) + "\n")
     print("\n| | NLL | deep ensembles | CRPS | 50 % | 80 % | 90 % | 95 % | s |\n| --- |" + " ---: |" * 8)
     for name, run in runs.items():
