@@ -83,16 +83,16 @@ class Baseline:
         log_prob: Tensor = -0.5 * z.square().sum(1) - log_scale - len(self.mean) * HALF_LOG_2PI + log_slope
         return log_prob
 
-    def continuous(self) -> Tensor:
-        """The identity ``(features, features)`` but for the discrete numbers, where it is zero."""
-        return torch.diag((torch.arange(len(self.mean)) >= len(self.cells)).double())
-
-    def root(self) -> Tensor:
-        """R ``(features, features)`` with RᵀR the covariance of the continuous numbers, and zero where the others are:
-        a row εᵀR of standard Gaussian noise ε is as wide as the rows in every direction, and leaves codes alone."""
+    def spread(self, shaped: bool) -> Tensor:
+        """What standard Gaussian noise ε on encoded rows is multiplied by: factors ``(features,)``, or R ``(features,
+        features)`` for εᵀR. It leaves the codes of discrete numbers alone. With ``shaped`` it has the covariance RᵀR of
+        the rows, and so is as wide as they are in every direction."""
+        continuous = (torch.arange(len(self.mean)) >= len(self.cells)).double()
+        if not shaped:
+            return continuous
         if self.covariance.ndim == 1:
-            return self.continuous() * self.covariance.sqrt()
-        root, discrete = self.continuous(), len(self.cells)
+            return continuous * self.covariance.sqrt()
+        root, discrete = torch.zeros_like(self.covariance), len(self.cells)
         root[discrete:, discrete:] = torch.linalg.cholesky(self.covariance[discrete:, discrete:]).T
         return root
 

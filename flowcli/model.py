@@ -102,12 +102,16 @@ class Model:
         """:meth:`load`, of the bytes that were in ``file``."""
         tensors, stored = tensorfile.parse(content, file)
         if isinstance(stored.get("recipe"), dict) and stored["recipe"].get("target") is not None:
-            raise ModelFileError(f"{file}: is of a target, not of data: `sample`, `evaluate` and `inspect` take it.")
+            raise ModelFileError(
+                f"{file}: is of a target, not of data: `sample`, `evaluate`, `report` and `inspect` take it."
+            )
         try:
             recipe, codec, about = from_dict(stored["recipe"]), codec_from_dict(stored["codec"]), dict(stored["about"])
             images = isinstance(codec, ImageCodec)
             if images != (recipe.data.image is not None):
                 raise ValueError("one is of images and the other of a table")
+            if codec.context and recipe.score.method == "neighbours":
+                raise ValueError("rows with given columns have no neighbours")
             if not all(isinstance(figure, int | float | None) for figure in about.values()):
                 raise ValueError("what is known of the fit is not in figures")
             with torch.device("meta"):
@@ -127,8 +131,8 @@ class Model:
         if reference is None:
             referred = not compares
         else:
-            referred = compares and reference.dtype == torch.float64 and 1 <= len(reference) <= MOST
-            referred = referred and reference.shape[1:] == (d,)
+            referred = compares and reference.dtype == torch.float64 and reference.ndim == 2
+            referred = referred and 1 <= len(reference) <= MOST and reference.shape[1] == d
         if found != shapes or not calibrated or not referred:
             differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items()))
             differing += ["reference" if calibrated else "calibration"]

@@ -17,7 +17,8 @@ FIGURES = VIEWS * len(NEAREST)
 MOST = 20_000  # training rows that are kept
 FAR = 1e6  # standard deviations; numbers further out are taken to here, so that squares stay exact enough
 LEAST = 1e-6  # the distance that equal rows have, whose logarithm is finite
-AT_ONCE = 1 << 22  # distances in memory at once
+AT_ONCE = 1 << 20  # distances in memory at once
+BLOCK = 128
 
 
 class Neighbours:
@@ -91,11 +92,16 @@ def _nearest(x: Tensor, reference: Tensor) -> Tensor:
 
     |a − b|² = |a|² + |b|² − 2ab, in float64: its error, a 1e-15th of |a|², is far below LEAST² for all but far rows.
     """
-    most = min(max(NEAREST), len(reference))
-    squares, found = reference.square().sum(1), []
-    for rows in x.split(max(1, AT_ONCE // len(reference))):
-        squared = torch.addmm(squares, rows, reference.T, alpha=-2)
-        least = squared.topk(most, largest=False).values + rows.square().sum(1, keepdim=True)
+    most, past = min(max(NEAREST), len(reference)), -len(reference) % BLOCK
+    squares = torch.cat([reference.square().sum(1), reference.new_full((past,), torch.inf)])
+    columns = torch.cat([reference, reference.new_zeros(past, reference.shape[1])]).T.contiguous()
+    found = []
+    for rows in x.split(max(1, AT_ONCE // len(squares))):
+        blocks = torch.addmm(squares, rows, columns, alpha=-2).unflatten(1, (-1, BLOCK))
+        # The least k numbers lie in the k blocks of the least minima: few numbers are left to sort.
+        nearest = blocks.amin(2).topk(min(most, blocks.shape[1]), largest=False).indices
+        near = blocks.gather(1, nearest[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+        least = near.topk(most, largest=False).values + rows.square().sum(1, keepdim=True)
         found.append(least.clamp(min=0).sqrt())
     distances = torch.cat(found)
     return torch.stack([distances[:, min(k, most) - 1] for k in NEAREST])

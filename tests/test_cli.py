@@ -66,7 +66,8 @@ def test_help_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "fit", "score", "sample", "evaluate", "compare", "inspect", "report", "validate", "recipe"]
+    "command",
+    ["init", "fit", "score", "sample", "evaluate", "predict", "compare", "inspect", "report", "validate", "recipe"],
 )
 def test_every_command_explains_itself(command: str) -> None:
     for flag in ("-h", "--help"):
@@ -354,7 +355,7 @@ def test_max_time_ends_in_good_order(folder: Path) -> None:
 def test_progress_is_one_line_an_epoch_and_quiet_is_quiet(folder: Path) -> None:
     done = flowcli("fit", "maf-affine", "t.csv", "-o", "lines", "-s", "data.exclude=[id]", *FAST, cwd=folder)
     assert sum(line.startswith("epoch ") for line in done.stderr.splitlines()) == 3
-    assert "Next: flowcli score lines DATA" in done.stderr
+    assert done.stderr.endswith("Next: flowcli score lines t.csv -o scores.csv; flowcli report lines\n")
     assert "\x1b" not in done.stderr
     done = flowcli(
         "fit", "maf-affine", "t.csv", "-o", "lines", "-f", "-q", "-s", "data.exclude=[id]", *FAST, cwd=folder

@@ -20,6 +20,8 @@ from flowcli.flows.levels import Cells
 from flowcli.neighbours import FIGURES, NEAREST, Neighbours
 from flowcli.scoring import score_batch
 from flowcli.scoring.evaluate import ranking
+from flowcli.scoring.method import oddness
+from flowcli.scoring.score import p_values
 
 QUICK = ["train.epochs=15", "flow.hidden=[32, 32]"]
 SAMPLES = Path(__file__).parents[1] / "sample_data"
@@ -56,6 +58,17 @@ def test_p_values_are_uniform_on_rows_like_the_training_rows(model: Model) -> No
     p = np.sort(model.score(pa.table(rows(4000, 1))).p_value.to_numpy())
     # Of 180 held-out rows and 4000 others: Kolmogorov–Smirnov's distance is below 0.14 with probability 0.999.
     assert np.abs(p - (np.arange(len(p)) + 0.5) / len(p)).max() < 0.14
+
+
+def test_p_values_are_not_too_small_where_few_rows_are_held_out() -> None:
+    rng, mixing = np.random.default_rng(0), np.linalg.cholesky(np.full((FIGURES, FIGURES), 0.6) + 0.4 * np.eye(FIGURES))
+    flagged = []
+    for _ in range(1000):
+        held_out, others = (mixing @ rng.standard_normal((FIGURES, n)) for n in (20, 20))
+        usual = np.sort(oddness(held_out, held_out, own=True))
+        flagged.append((p_values(oddness(others, held_out), usual) <= 1 / 21).mean())
+    # As many are guaranteed; without leaving each held-out row out of its own comparison they are 0.1.
+    assert np.mean(flagged) < 1 / 21
 
 
 def test_rows_that_break_what_holds_the_columns_together_are_found(model: Model) -> None:
@@ -155,10 +168,10 @@ def test_noise_has_the_datas_covariance_and_leaves_codes_alone() -> None:
     shares = torch.tensor([0.5, 0.5], dtype=torch.float64)
     for missing in (None, torch.zeros(5000, 3, dtype=torch.bool)):
         baseline = Baseline.of(x, missing, [Cells(shares)])
-        root = baseline.root()
+        root, factors = baseline.spread(shaped=True), baseline.spread(shaped=False)
+        assert factors.tolist() == [0, 1, 1]
         assert torch.allclose((root.T @ root)[1:, 1:], baseline.covariance[1:, 1:], rtol=1e-3, atol=1e-3)
-        for matrix in (root, baseline.continuous()):
-            assert not matrix[0].any()
-            assert not matrix[:, 0].any()
-    diagonal = Baseline(torch.zeros(2), torch.tensor([4.0, 9.0], dtype=torch.float64)).root()
-    assert torch.equal(diagonal, torch.diag(torch.tensor([2.0, 3.0], dtype=torch.float64)))
+        assert not root[0].any()
+        assert not root[:, 0].any()
+    diagonal = Baseline(torch.zeros(2), torch.tensor([4.0, 9.0], dtype=torch.float64)).spread(shaped=True)
+    assert diagonal.tolist() == [2, 3]

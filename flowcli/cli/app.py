@@ -20,6 +20,7 @@ from flowcli.cli import console
 app = typer.Typer(
     name="flowcli",
     help="Learn a probability density from a table or images; score rows, draw new ones, find the odd ones.",
+    epilog="Start with: flowcli init DATA -o recipe.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -87,7 +88,9 @@ def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Call
 
 def main() -> None:
     """Run the command line."""
-    from flowcli.cli import compare, evaluate, fit, init, inspect_, recipe, report, sample, score, tune, validate  # noqa: F401 (they register)
+    from flowcli.cli import (  # noqa: F401, I001 (they register)
+        compare, evaluate, fit, init, inspect_, predict, recipe, report, sample, score, tune, validate,
+    )  # fmt: skip
 
     signal.signal(signal.SIGTERM, _terminated)
     app(prog_name="flowcli")

@@ -57,6 +57,7 @@ def write(
         "version: 1",
         "data:",
         *_files(names, folder),
+        *(["  validation: 0.15  # p-values are ranks among the rows held out"] if anomaly else []),
     ]
     rest = ANOMALY if anomaly else list(_flow(survey.rows, flow))
     text = "\n".join([*head, *_data(advice, given, True), *rest, ""])

@@ -336,6 +336,12 @@ class Recipe(Section):
     score: Score = Score()
 
     @model_validator(mode="after")
+    def _whole_rows(self) -> Recipe:
+        if self.score.method == "neighbours" and (self.data.given or self.data.image or self.target):
+            raise ValueError("score.method: neighbours is for tables without given columns")
+        return self
+
+    @model_validator(mode="after")
     def _one_source(self) -> Recipe:
         if (self.target is None) != (not self.parameters):
             raise ValueError("target and parameters go together")

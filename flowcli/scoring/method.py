@@ -32,13 +32,14 @@ def of_density(model: Model, rows: Rows, density: Density) -> Floats:
     return np.stack([density.complete, model.codec.code_length(rows.raw)])
 
 
-def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floats:
-    """Scores ``(n,)`` from :func:`ingredients`, by ``method`` or the recipe's.
+def score(parts: Floats, model: Model, method: MethodName | None = None, own: bool = False) -> Floats:
+    """Scores ``(n,)`` from :func:`ingredients`, by ``method`` or the recipe's; ``own`` says that they are the model's
+    held-out rows'.
 
     - ``nll``: −log p.
     - ``typicality``: |log p − its mean over held-out rows|: a row may be too likely as well (Nalisnick et al. 2019).
     - ``neighbours``: the cubic mean, over three views of a row, of −log the share of held-out rows that are as far from
-      the training rows (:class:`~flowcli.neighbours.Neighbours`, :func:`_surprise`): very odd in one way is odd.
+      the training rows (:class:`~flowcli.neighbours.Neighbours`, :func:`oddness`): very odd in one way is odd.
     - ``complexity``: −log p less the length of the image's PNG: what the model finds odd beyond what is hard to
       compress. Plain pictures are likely under any model of images, whatever they show (Serrà et al. 2020).
     - ``either``: the greater of ``nll`` and ``complexity``, each in standard deviations from its mean over held-out
@@ -63,31 +64,45 @@ def score(parts: Floats, model: Model, method: MethodName | None = None) -> Floa
     if method == "typicality":
         return np.asarray(np.abs(parts[0] - (usual[0].mean() if usual.size else 0.0)))
     if method == "neighbours":
-        near = [_surprise(there, held_out) for there, held_out in zip(parts[1:], usual[1:], strict=True)]
-        views = np.mean(np.reshape(near, (VIEWS, -1, parts.shape[1])), 1)
-        return np.asarray(np.where(np.isneginf(parts[0]), np.inf, np.cbrt((views**3).mean(0))))
+        return np.where(np.isneginf(parts[0]), np.inf, oddness(parts[1:], usual[1:], own))
     if method == "complexity":
         return _complexity(parts)
     pairs = ((-parts[0], -usual[0]), (_complexity(parts), _complexity(usual)))
     return np.asarray(np.maximum(*(_standard(values, held_out) for values, held_out in pairs)))
 
 
-def _surprise(values: Floats, held_out: Floats) -> Floats:
+def oddness(distances: Floats, held_out: Floats, own: bool = False) -> Floats:
+    """The cubic mean over views of how surprising log-distances ``(k, n)`` are beside those of held-out rows ``(k,
+    m)``, in each view the mean over its figures. ``own``: they are the held-out rows', each compared with the others,
+    as another row is with all. Compared with itself too, it would seem more usual, and others' p-values too small.
+    """
+    near = [_surprise(values, others, own) for values, others in zip(distances, held_out, strict=True)]
+    views = np.mean(np.reshape(near, (VIEWS, -1, distances.shape[1])), 1)
+    return np.asarray(np.cbrt((views**3).mean(0)))
+
+
+def _surprise(values: Floats, held_out: Floats, own: bool) -> Floats:
     """−log of the share of held-out rows that are as great, in nats.
 
     Beyond the 80th percentile, where they are few and in the end none, an exponential tail with their mean excess goes
     on: by the theorem of Pickands (1975) what exceeds a high threshold is near a generalised Pareto, of which the
     exponential is the one without further parameters.
     """
-    if not len(held_out):
-        return values
+    n = len(held_out) - own
+    if n < 1:
+        return np.zeros_like(values)
     ranked = np.sort(held_out)
-    start = ranked[int(TAIL * len(ranked))]
-    excess = ranked[ranked > start] - start
-    mean = float(excess.mean()) if len(excess) else 1.0
-    share = (1 + len(ranked) - np.searchsorted(ranked, values, "left")) / (1 + len(ranked))
+    sums = np.append(np.cumsum(ranked[::-1])[::-1], 0.0)  # of all from here on
+    place, k = np.searchsorted(ranked, values, "left"), int(TAIL * n)
+    start = np.where(own & (place <= k), ranked[min(k + 1, n)] if own else 0.0, ranked[k])
+    first = np.searchsorted(ranked, start, "right")
+    itself = own & (values > start)
+    count = len(ranked) - first - itself
+    excess = (sums[first] - np.where(itself, values, 0.0)) / np.maximum(count, 1) - start
+    mean = np.where((count > 0) & (excess > 0), excess, 1.0)
     at_start = -np.log(1 - TAIL)
     beyond = at_start + (values - start) / mean
+    share = (1 + n - place) / (1 + n)
     return np.asarray(np.where(values > start, beyond, np.minimum(-np.log(share), at_start)))
 
 

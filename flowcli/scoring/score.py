@@ -118,7 +118,7 @@ class Scorer:
     @cached_property
     def held_out(self) -> NDArray[np.float64]:
         """The held-out rows' scores, ascending."""
-        return np.sort(methods.score(self.model.calibration.numpy(), self.model, self.method))
+        return np.sort(methods.score(self.model.calibration.numpy(), self.model, self.method, own=True))
 
     @property
     def schema(self) -> pa.Schema:

@@ -67,8 +67,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
-        root = baseline.root() if settings.noise_shape == "data" else baseline.continuous()
-        self.noise = settings.noise * root.to(self.device, self.dtype)  # what standard Gaussian noise is multiplied by
+        self.spread = settings.noise * baseline.spread(settings.noise_shape == "data").to(self.device, self.dtype)
         self.average = Average(flow, settings.ema)
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
@@ -174,7 +173,8 @@ class Trainer:
         if self.settings.noise:
             shape = (len(index), y.shape[1])
             drawn = torch.randn(shape, generator=noise, dtype=y.dtype, device=y.device)
-            y = y + drawn[self.share] @ self.noise
+            drawn = drawn[self.share]
+            y = y + (drawn @ self.spread if self.spread.ndim == 2 else drawn * self.spread)
         self.clock.lap("data")
         loss = -self.forward(y, context).mean()
         self.clock.lap("forward")

@@ -86,8 +86,8 @@ class Prepared:
             y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
         self.reference: Tensor | None = None
         if recipe.score.method == "neighbours":
-            if self.codec.shape or self.codec.context:
-                raise UsageError("score.method: neighbours is for tables without given columns.")
+            if self.codec.shape:
+                raise UsageError("score.method: neighbours is for tables, and these are images.")
             picked = np.random.default_rng(recipe.train.seed).permutation(len(y))[:MOST]
             self.reference = y[np.sort(picked)]
         first = self.codec.rows_at_once
@@ -207,7 +207,8 @@ def _held_out(recipe: Recipe, schema: pa.Schema) -> tuple[pa.Table | None, Seque
     table = source.table()
     for name in schema.names:
         require(table.schema, name, "data.validation")
-    return _used(recipe, table.select(schema.names)), source.files
+    table = table.select(schema.names)
+    return table if recipe.data.image else plain_table(table), source.files
 
 
 def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataType] | None = None) -> Source | Pictures:
