@@ -102,7 +102,9 @@ class Model:
         """:meth:`load`, of the bytes that were in ``file``."""
         tensors, stored = tensorfile.parse(content, file)
         if isinstance(stored.get("recipe"), dict) and stored["recipe"].get("target") is not None:
-            raise ModelFileError(f"{file}: is of a target, not of data: `sample`, `evaluate` and `inspect` take it.")
+            raise ModelFileError(
+                f"{file}: is of a target, not of data: `sample`, `evaluate`, `report` and `inspect` take it."
+            )
         try:
             recipe, codec, about = from_dict(stored["recipe"]), codec_from_dict(stored["codec"]), dict(stored["about"])
             images = isinstance(codec, ImageCodec)

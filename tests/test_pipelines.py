@@ -47,13 +47,16 @@ FULL = "error: standard output: No space left on device.\n"
 SITES = re.escape(ascii(["a", 'b "é,', "ü\nline"])) + "\n"
 LINES = [
     # the result on stdout, the rest on stderr
-    Line(f"flowcli fit quickstart t.csv -o r1 {FIT}", "r1\n", r"360 rows .*(epoch \d/2 .*\n){2}held-out .*\n"),
+    Line(f"flowcli fit quickstart t.csv -o r1 {FIT}", "r1\n",
+         r"360 rows .*(epoch \d/2 .*\n){2}held-out .*\nNext: .*\n"),
     Line(f"flowcli fit quickstart t.csv -o r1 {FIT} -q", "r1\n"),
     Line(f'RUN=$(flowcli fit quickstart t.csv -o r1 {FIT} -q) && flowcli score "$RUN" t.csv | wc -l', r"\s*401\n"),
     Line("flowcli score run t.csv 2>&1 >/dev/null", ""),
-    Line("flowcli score run t.csv -o s1.parquet", "", "400 rows written to s1.parquet\n"),
+    Line("flowcli score run t.csv -o s1.parquet", "",
+         "400 rows written to s1.parquet\nNext: flowcli report run t.csv\n"),
     Line("flowcli score run t.csv -o s2.csv --alpha 0.1 -q"),
-    Line("flowcli score run t.csv --alpha 1 --only-anomalies -o s3.csv", "", "400 rows .* 400 anomalies\n"),
+    Line("flowcli score run t.csv --alpha 1 --only-anomalies -o s3.csv", "",
+         r"400 rows .* 400 anomalies\nNext: sort -t, -k4,4gr s3.csv \| head; flowcli report run t.csv\n"),
     Line("flowcli score run gone.csv", "", "error: gone.csv: no such file.\n", 3),
     Line("flowcli validate run/recipe.yaml", "run/recipe.yaml: ok\n"),
     Line("echo 'flow: {type: mav}' > bad.yaml; flowcli validate bad.yaml && echo fine", "", "error: bad.yaml:1.*\n", 2),

@@ -230,7 +230,7 @@ def test_what_is_for_data_is_refused(run: Path, tmp_path: Path) -> None:
         (["sample", "run", "-n", 1, "--latents"], "--latents"),
     ):
         assert refused(run, 2, *words) == f"error: {option}: is for data, and this is of a target."
-    sentence = f"error: {Path('run') / 'model.safetensors'}: is of a target, not of data: `sample`, `evaluate` and `inspect` take it."
+    sentence = f"error: {Path('run') / 'model.safetensors'}: is of a target, not of data: `sample`, `evaluate`, `report` and `inspect` take it."
     assert refused(run, 5, "score", "run", "data.json") == sentence
 
 

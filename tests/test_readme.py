@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pages
 import pandas as pd
 import pytest
 from command import ENVIRONMENT, succeed
 
 from flowcli.recipe import shipped
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = pages.ROOT
 README = (ROOT / "README.md").read_text()
 FEW_EPOCHS = ("-s", "train.epochs=2")
 
 
 def blocks(language: str) -> list[str]:
-    """The code blocks of the tour."""
-    tour = README[README.index("## The tour") :]
-    return re.findall(rf"```{language}\n(.*?)```", tour, flags=re.DOTALL)
+    """The code blocks of the tour, and of all that comes after it."""
+    return pages.blocks(README[README.index("## The tour") :], language)
 
 
 def table(n: int) -> pd.DataFrame:
@@ -51,20 +51,48 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_first_command(tmp_path: Path) -> None:
+    command, _ = pages.blocks(README[: README.index("## The tour")], "sh")
+    install = "python3 -m venv .venv && .venv/bin/pip install -q . && "
+    assert command.startswith(install)
+    (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
+    script = (
+        command.removeprefix(install)
+        .replace(".venv/bin/", "")
+        .replace("fit quickstart", "fit quickstart -s train.epochs=2")
+    )
+    rows = [line.split(",") for line in pages.shell(script, tmp_path).stdout.splitlines()]
+    scores = [float(row[4]) for row in rows[1:]]  # after the run's path
+    assert len(scores) >= 9
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_your_own_table(tmp_path: Path) -> None:
+    """Five commands with the installation, and each names the one that follows."""
+    _, block = pages.blocks(README[: README.index("## The tour")], "sh")
+    name = "my table.csv"  # which a shell reads as one only where it is quoted
+    table(300).to_csv(tmp_path / name, index=False)
+    commands = block.replace("train.csv", f"'{name}'").splitlines()
+    assert len(commands) == 4
+    for command, after in itertools.pairwise(commands):
+        done = pages.shell(command.replace("flowcli fit", "flowcli fit -s train.epochs=2"), tmp_path)
+        assert done.returncode == 0, done.stderr
+        hint = done.stderr.splitlines()[-1].removeprefix("Next: ").removeprefix("read train.yaml, and ")
+        assert after.startswith(hint.split("; ")[0])
+    ranked = [line.split(",") for line in pages.shell(commands[-1], tmp_path).stdout.splitlines()]
+    scores = [float(row[3]) for row in ranked]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == pd.read_csv(tmp_path / "scores.csv")["score"].max()
+
+
 def test_the_tours_commands(folder: Path) -> None:
     lines = "\n".join(blocks("sh")).replace("fit glow-digits", "fit glow-digits -s train.epochs=2")
     lines = lines.replace("fit posterior", "fit posterior -s train.epochs=2")
     lines = lines.replace("--trials 20", "--trials 2 -s train.epochs=2 -s data.validation=0.5")
     (folder / "sample_data").symlink_to(ROOT / "sample_data")
     assert lines.count("flowcli ") > 10
-    functions = "\n".join(
-        f'{name}() {{ "{sys.executable}" -m {module} "$@"; }}'
-        for name, module in (("flowcli", "flowcli"), ("torchrun", "torch.distributed.run"))
-    )
-    script = f"set -euo pipefail\n{functions}\n{lines}"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
-    )
+    done = pages.shell(lines, folder)
     assert done.returncode == 0, done.stderr
     assert {
         "mine.yaml",

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import chromium, opens_well
 from command import ENVIRONMENT, flowcli, succeed
 from image_cases import QUICK
 
@@ -124,6 +124,19 @@ def test_a_density_on_discrete_values(folder: Path) -> None:
     right = verdict(page(folder, "counted"))
     assert "Discrete values have probabilities of their own (k)" in right
     assert "a density is put" not in right
+
+
+def test_the_density_of_a_model_that_scores_by_neighbours_is_no_verdict(folder: Path) -> None:
+    quick = ("-s", "train.epochs=15", "-s", "flow.hidden=[32, 32]")
+    succeed("fit", "anomaly", "discrete.csv", "-o", "odd", *quick, cwd=folder)
+    html = page(folder, "odd")
+    words = verdict(html)
+    assert "a density is put" not in words
+    assert "badly fitted columns" not in words
+    assert "Of its density: The log-likelihood means nothing: 'k' has 6 different values" in words
+    assert re.search("Of its density: (Fits badly|Each of 3 columns)", words), words
+    assert "p-value, training rows" not in html
+    assert "p-value, discrete.csv" in page(folder, "odd", "discrete.csv")
 
 
 def test_one_that_gave_up_says_why_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,8 +262,22 @@ def test_a_damaged_run_folder(folder: Path, tmp_path: Path, manifest: str) -> No
     for name in ("model.safetensors", "metrics.jsonl"):
         (tmp_path / name).write_bytes((folder / "counted" / name).read_bytes())
     (tmp_path / "run.json").write_text(manifest)
+    refused_as_damaged(tmp_path)
+
+
+def test_damaged_metrics(folder: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "run.json"):
+        (tmp_path / name).write_bytes((folder / "counted" / name).read_bytes())
+    whole = (folder / "counted" / "metrics.jsonl").read_text()
+    text_for_number = json.dumps(json.loads(whole.splitlines()[-1]) | {"step": "many"})
+    for line in ("3", "[3]", "{}", text_for_number):
+        (tmp_path / "metrics.jsonl").write_text(f"{whole}{line}\n")
+        refused_as_damaged(tmp_path)
+
+
+def refused_as_damaged(run: Path) -> None:
     for command in ("report", "inspect", "compare"):
-        done = flowcli(command, ".", cwd=tmp_path)
+        done = flowcli(command, ".", cwd=run)
         damaged = "error: .: its metrics.jsonl or run.json is damaged; name the model file in it.\n"
         assert (done.returncode, done.stderr) == (3, damaged)
 
@@ -259,6 +286,18 @@ def test_a_page_is_not_overwritten_unasked(folder: Path) -> None:
     (folder / "mine.html").write_text("mine")
     assert flowcli("report", "good", "-o", "mine.html", cwd=folder).returncode == 2
     assert (folder / "mine.html").read_text() == "mine"
+
+
+def test_pictures_are_not_overwritten_unasked(folder: Path) -> None:
+    mine = folder / "album" / "training.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for place, words in (("album", "holds PNG files already"), ("album/training.png", "is no folder")):
+        done = flowcli("report", "good", "-o", "never.html", "--pictures", place, cwd=folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
+        assert not (folder / "never.html").exists()
+    assert mine.read_text() == "mine"
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:
@@ -273,27 +312,10 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 @pytest.mark.browser
 def test_in_a_browser(folder: Path, world: Path) -> None:
-    """No console error, no request but for the page itself, and nothing wider than the screen."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as engines:
-        browser = engines.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         for where, runs in ((folder, ("good", "new.parquet")), (folder, ("good", "discrete")), (world, ("run",))):
             page(where, *runs)
-            for width in (400, 1400):
-                said: list[str] = []
-                asked: list[str] = []
-                tab = browser.new_page(viewport={"width": width, "height": 900})
-                tab.on("console", lambda message, said=said: said.append(message.text))
-                tab.on("pageerror", lambda error, said=said: said.append(str(error)))
-                tab.on("request", lambda request, asked=asked: asked.append(request.url))
-                tab.goto((where / "page.html").as_uri())
-                assert said == []
-                assert [url for url in asked if not url.startswith("data:")] == [(where / "page.html").as_uri()]
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
+            opens_well(browser, where / "page.html")
 
 
 # -- what is measured ----------------------------------------------------------------------------------------------

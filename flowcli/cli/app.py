@@ -20,6 +20,7 @@ from flowcli.cli import console
 app = typer.Typer(
     name="flowcli",
     help="Learn a probability density from a table or images; score rows, draw new ones, find the odd ones.",
+    epilog="Start with: flowcli init DATA -o recipe.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

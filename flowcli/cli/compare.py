@@ -47,7 +47,13 @@ def compare(
     from flowcli.scoring.compare import compare as measure
     from flowcli.training.again import Past
     from flowcli.training.device import choose
+    from flowcli.variational.posterior import is_posterior
 
+    if wrong := [run for run in runs if is_posterior(run)]:
+        raise UsageError(
+            f"{wrong[0]}: is of a target, and `compare` is for runs of data; `flowcli report` shows posteriors side by "
+            f"side."
+        )
     if STDIN in data and len(runs) > 1:
         raise UsageError("standard input (-) can be read only once, and there are several runs.")
     if label is not None and not data:
@@ -91,14 +97,24 @@ def _flow(past: Past) -> str:
 
 
 def _held_out(pasts: Sequence[Past]) -> list[pa.Table]:
-    """The rows that all of the runs held out. Raises UsageError when these are different ones."""
+    """The rows that all of the runs held out. Raises UsageError when these are different ones, or may be."""
+    from flowcli.data.source import STDIN
     from flowcli.errors import UsageError
+
+    def hashes(past: Past) -> list[str | None]:
+        return [file.get("sha256") for file in past.manifest.get("data", [])]
 
     def split(past: Past) -> list[Any]:
         recipe = past.model.recipe
-        files = [file.get("sha256") for file in past.manifest.get("data", [])]
-        return [files, recipe.data.validation, recipe.train.seed, recipe.train.stream]
+        return [hashes(past), recipe.data.validation, recipe.train.seed, recipe.train.stream]
 
+    for past in pasts if len(pasts) > 1 else ():
+        known = hashes(past)
+        if not known or None in known or STDIN in past.model.recipe.data.files:
+            raise UsageError(
+                f"{past.name} has no hashes of the files it was fitted to, so which rows it held out is not sure; name "
+                f"rows with --data."
+            )
     for past in pasts[1:]:
         if split(past) != split(pasts[0]):
             raise UsageError(

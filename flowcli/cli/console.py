@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -35,6 +36,11 @@ settings = Settings()
 def printable(text: str) -> str:
     """``text`` without control characters: a column's name must not move the cursor of a terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+
+
+def quoted(name: object) -> str:
+    """A file's name as a shell reads it."""
+    return shlex.quote(str(name))
 
 
 def colors() -> bool:

@@ -56,7 +56,7 @@ def init(
         console.note(f"Next: save it (-o recipe.yaml), read it, and flowcli fit recipe.yaml{rest}")
         return
     write_whole(output, text)
-    console.note(f"Next: read {output}, and flowcli fit {output}{rest}")
+    console.note(f"Next: read {output}, and flowcli fit {console.quoted(output)}{rest}")
     console.result(output)
 
 

@@ -9,12 +9,12 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
-from flowcli.cli.target import inspect_target
 
 if TYPE_CHECKING:
     from flowcli.flows.outline import Node
     from flowcli.model import Model
     from flowcli.training.again import Past
+    from flowcli.variational.again import PastPosterior
 
 FEW = 8  # values that are listed, at most
 WIDTH = 66  # of a line of the tree, without its number of parameters
@@ -36,10 +36,11 @@ def inspect_(
     from flowcli.data.table import TableCodec
     from flowcli.flows.outline import outline
     from flowcli.training.again import Past
-    from flowcli.variational.posterior import Posterior, is_posterior
+    from flowcli.variational.again import PastPosterior
+    from flowcli.variational.posterior import is_posterior
 
     if is_posterior(model):
-        inspect_target(Posterior.load(model), json_)
+        _posterior(PastPosterior.load(model), json_)
         return
     past = Past.load(model)
     fitted, tree = past.model, outline(past.model.flow)
@@ -75,6 +76,44 @@ def inspect_(
         for column in columns:
             shown = ", ".join(_details(column.to_dict()))
             console.result(console.printable(f"  {column.name}: {column.kind} ({column.arrow_type}) {shown}"))
+    _print_provenance(past)
+
+
+def _posterior(past: PastPosterior, json_: bool) -> None:
+    """Print what a posterior is, without its target."""
+    import json
+    from dataclasses import asdict
+
+    from flowcli.flows.outline import outline
+
+    posterior, tree = past.posterior, outline(past.posterior.flow)
+    recipe, target = posterior.recipe, posterior.recipe.target
+    assert target is not None
+    if json_:
+        about = {
+            "recipe": recipe.model_dump(mode="json"),
+            "digest": posterior.digest,
+            "tree": asdict(tree),
+            "provenance": _provenance(past),
+        }
+        console.result(json.dumps(about | posterior.about, indent=2, ensure_ascii=False))
+        return
+    flow = recipe.flow.model_dump()
+    console.result(f"flow      {flow.pop('type')}: " + ", ".join(f"{k} {v}" for k, v in flow.items()))
+    for line in _lines(tree):
+        console.result(line)
+    console.result(console.printable(f"target    {target.file}: {target.function}"))
+    for key, value in posterior.about.items():
+        console.result(f"{key.replace('_', ' '):<27} {value:,.6g}")
+    console.result("parameters")
+    for name, parameter in recipe.parameters.items():
+        bounds = f"({parameter.low:g}, {parameter.high:g})" if parameter.type == "interval" else ""
+        shape = f" {parameter.shape}" if parameter.shape else ""
+        console.result(f"  {name}: {parameter.type}{bounds}{shape}")
+    _print_provenance(past)
+
+
+def _print_provenance(past: Past | PastPosterior) -> None:
     console.result("provenance")
     for key, text in _provenance(past).items():
         console.result(console.printable(f"  {key:<9} {text}"))
@@ -102,28 +141,38 @@ def _thresholds(model: Model) -> list[tuple[float, float | None]]:
     return [(alpha, limit if math.isfinite(limit) else None) for alpha, limit in limits]
 
 
-def _provenance(past: Past) -> dict[str, str]:
-    """Where a model comes from: its file's digest and, of a run, when, how and from what it was made."""
+def _digest(past: Past | PastPosterior) -> str:
+    """The SHA-256 of a model's file."""
     from pathlib import Path
 
     from flowcli.model import MODEL_FILE
+    from flowcli.training.again import Past
     from flowcli.training.run import describe
 
-    path, manifest = Path(past.name), past.manifest
-    found = {"sha256": describe(str(path / MODEL_FILE if path.is_dir() else path))["sha256"]}
+    if isinstance(past, Past):
+        return past.model.digest
+    path = Path(past.name)
+    return str(describe(str(path / MODEL_FILE if path.is_dir() else path))["sha256"])
+
+
+def _provenance(past: Past | PastPosterior) -> dict[str, str]:
+    """Where a model comes from: its file's digest and, of a run, when, how and from what it was made."""
+    manifest, found = past.manifest, {"sha256": _digest(past)}
     if manifest:
         seconds = manifest["seconds"]
+        training = f", {seconds['training']:,} s of training" if "training" in seconds else ""
         found |= {
-            "finished": f"{manifest['finished']}, after {seconds['total']:,} s, {seconds['training']:,} s of training",
+            "finished": f"{manifest['finished']}, after {seconds['total']:,} s{training}",
             "command": " ".join(manifest["argv"]),
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
             "device": f"{manifest['device']}, {manifest['threads']} threads, seed {manifest['seed']}",
         }
         if "failed" in manifest:
             found["failed"] = manifest["failed"]
-        for i, file in enumerate(manifest["data"], 1):
+        what = "data" if "data" in manifest else "target"
+        for i, file in enumerate(manifest[what], 1):
             size = f", {file['bytes']:,} bytes, sha256 {file['sha256']}" if "bytes" in file else ""
-            found[f"data {i}" if len(manifest["data"]) > 1 else "data"] = f"{file['file']}{size}"
+            found[f"{what} {i}" if len(manifest[what]) > 1 else what] = f"{file['file']}{size}"
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -121,6 +122,16 @@ def score(
         console.note(f"{written:,} rows written to {output}" + (f", {anomalies:,} anomalies" if asked else ""))
     if fail_over is not None and anomalies > fail_over * rows:
         raise GateError(f"{anomalies:,} of {rows:,} rows are flagged, more than a share of {fail_over:g}.")
+    if output != "-" or sys.stderr.isatty():  # in a pipeline, what comes next is there already
+        console.note(f"Next: {_next(model, data, output, first.schema)}")
+
+
+def _next(model: str, data: Sequence[str], output: str, schema: pa.Schema) -> str:
+    """A command that ranks the rows, where a shell can, and one that shows the oddest of them and why."""
+    place = schema.get_field_index("score") + 1
+    ranked = f"sort -t, -k{place},{place}gr {console.quoted(output)} | head; " if output.endswith(".csv") else ""
+    shown = [console.quoted(name) for name in (model, *data) if name != "-"]
+    return f"{ranked}flowcli report {' '.join(shown)}"
 
 
 def _discoveries(batches: Iterator[pa.RecordBatch], q: float) -> Iterator[pa.RecordBatch]:

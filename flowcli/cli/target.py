@@ -1,4 +1,4 @@
-"""What ``fit``, ``sample``, ``evaluate`` and ``inspect`` do where a log-density takes the place of data."""
+"""What ``fit``, ``sample`` and ``evaluate`` do where a log-density takes the place of data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -112,25 +112,3 @@ def evaluate_target(posterior: Posterior, allow_code: bool, seed: int, json_: bo
         ("trust", found.trust),
     ):
         console.result(f"{name:<21} {value}")
-
-
-def inspect_target(posterior: Posterior, json_: bool) -> None:
-    """Print what the posterior is."""
-    import json
-
-    recipe = posterior.recipe
-    if json_:
-        about: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "digest": posterior.digest}
-        console.result(json.dumps(about | posterior.about, indent=2, ensure_ascii=False))
-        return
-    flow = recipe.flow.model_dump()
-    console.result(f"flow      {flow.pop('type')}: " + ", ".join(f"{k} {v}" for k, v in flow.items()))
-    assert recipe.target is not None
-    console.result(console.printable(f"target    {recipe.target.file}: {recipe.target.function}"))
-    for key, value in posterior.about.items():
-        console.result(f"{key.replace('_', ' '):<27} {value:,.6g}")
-    console.result("parameters")
-    for name, parameter in recipe.parameters.items():
-        bounds = f"({parameter.low:g}, {parameter.high:g})" if parameter.type == "interval" else ""
-        shape = f" {parameter.shape}" if parameter.shape else ""
-        console.result(f"  {name}: {parameter.type}{bounds}{shape}")

@@ -2,5 +2,6 @@
 
 from flowcli.report.evidence import gather
 from flowcli.report.page import render, tell, write_pictures
+from flowcli.report.posterior import gather_posterior
 
-__all__ = ["gather", "render", "tell", "write_pictures"]
+__all__ = ["gather", "gather_posterior", "render", "tell", "write_pictures"]

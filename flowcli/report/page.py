@@ -15,8 +15,9 @@ from flowcli import __version__
 from flowcli.data.whole import write_whole
 from flowcli.report.evidence import Evidence
 from flowcli.report.pictures import Picture
+from flowcli.report.posterior import PosteriorEvidence, posterior_findings, posterior_sections
 from flowcli.report.sections import Section, sections
-from flowcli.report.verdict import Finding, Tone, summary, verdict
+from flowcli.report.verdict import Finding, Tone, notes, summary, verdict
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Told:
     sections: dict[str, Section]
 
 
-def tell(evidence: Evidence, png: bool = False) -> Told:
+def tell(evidence: Evidence | PosteriorEvidence, png: bool = False) -> Told:
     """Words, pictures and tables of a run; pictures as PNG too, if asked for."""
-    findings = verdict(evidence)
+    if isinstance(evidence, PosteriorEvidence):
+        findings, parts, more = posterior_findings(evidence), posterior_sections(evidence, png), list[str]()
+    else:
+        findings, parts, more = verdict(evidence), sections(evidence, png), notes(evidence)
     tone, sentence = summary(findings)
-    parts = {section.title: section for section in sections(evidence, png)}
-    return Told(evidence.past.name, tone, sentence, findings, evidence.notes, parts)
+    by_title = {section.title: section for section in parts}
+    return Told(evidence.past.name, tone, sentence, findings, evidence.notes + more, by_title)
 
 
 def render(runs: Sequence[Told]) -> str:

@@ -52,9 +52,10 @@ class Picture:
     png: bytes
 
 
-def _picture(
+def picture(
     name: str, alt: str, draw: Callable[[Figure], None], size: tuple[float, float] = SIZE, png: bool = False
 ) -> Picture:
+    """Draw once, as SVG and, if asked for, as PNG; ``size`` in inches."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a browser has the fonts that Matplotlib has not
         figure = Figure(figsize=size, layout="constrained")
@@ -108,7 +109,7 @@ def curves(evaluations: Sequence[Evaluation], png: bool = False) -> Picture:
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1, handlelength=1.6)
 
     alt = f"Log-likelihood by epoch: held-out rows end at {held_out[-1]:.4g}, training rows at {train[-1]:.4g}."
-    return _picture("training", alt, draw, (4.2, 2.5), png)
+    return picture("training", alt, draw, (4.2, 2.5), png)
 
 
 def column(found: Column, png: bool = False) -> Picture:
@@ -121,14 +122,14 @@ def column(found: Column, png: bool = False) -> Picture:
         ax.spines["left"].set_visible(False)
 
     alt = f"{found.name}: data and drawn values, a distance of {found.distance:.2f} apart."
-    return _picture(f"column {found.name}", alt, draw, (3.2, 1.7), png)
+    return picture(f"column {found.name}", alt, draw, (3.2, 1.7), png)
 
 
 def _marginal(ax: Axes, found: Column) -> None:
     if found.numeric and found.different > FEW:
         edges, log = _edges(found)
         for values, side in ((found.data, "data"), (found.drawn, "drawn")):
-            _stairs(ax, values, edges, side)
+            stairs(ax, values, edges, side)
         if log:
             ax.set_xscale("log")
             ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -143,14 +144,14 @@ def _marginal(ax: Axes, found: Column) -> None:
     ax.bar(place - 0.2, ours, 0.4, color=DATA, alpha=0.5, lw=0)
     ax.bar(place + 0.2, theirs, 0.4, color=DRAWN, alpha=0.9, lw=0)
     step = math.ceil(len(names) / 8) if all(len(n) <= 4 for n in names) else math.ceil(len(names) / 5)
-    ax.set_xticks(place[::step], [_short(n, 9) for n in names[::step]])
+    ax.set_xticks(place[::step], [short(n, 9) for n in names[::step]])
     if max(map(len, names)) > 4 and len(names) > 3:
         ax.tick_params(axis="x", rotation=30)
         for label in ax.get_xticklabels():
             label.set_horizontalalignment("right")
 
 
-def _stairs(ax: Axes, values: Floats, edges: Floats, side: str, way: Any = "vertical") -> None:
+def stairs(ax: Axes, values: Floats, edges: Floats, side: str, way: Any = "vertical") -> None:
     """A histogram: data as a surface, drawn values as a line."""
     heights = np.histogram(values, edges)[0] / max(1, len(values))
     style: dict[str, Any] = {"color": DRAWN, "lw": 1.3}
@@ -209,25 +210,25 @@ def pair(found: Pair, png: bool = False) -> Picture:
             x, y = (_places(part, side) for part in both)
             there = np.flatnonzero(~np.isnan(x) & ~np.isnan(y))
             there = there[np.linspace(0, len(there) - 1, min(DOTS, len(there))).astype(int)]
-            _dots(joint, x[there], y[there], color)
-            _stairs(above, x, edges[0], side)
-            _stairs(beside, y, edges[1], side, "horizontal")
+            dots(joint, x[there], y[there], color)
+            stairs(above, x, edges[0], side)
+            stairs(beside, y, edges[1], side, "horizontal")
         above.set_axis_off()
         beside.set_axis_off()
         _name(joint.xaxis, found.x)
         _name(joint.yaxis, found.y)
-        joint.set_xlabel(_short(found.x.name, 26))
-        joint.set_ylabel(_short(found.y.name, 20))
+        joint.set_xlabel(short(found.x.name, 26))
+        joint.set_ylabel(short(found.y.name, 20))
 
     alt = f"{found.x.name} and {found.y.name} together, in data and drawn rows."
-    return _picture(f"pair {found.x.name} {found.y.name}", alt, draw, (3.2, 2.8), png)
+    return picture(f"pair {found.x.name} {found.y.name}", alt, draw, (3.2, 2.8), png)
 
 
 def _name(axis: Axis, part: Column) -> None:
     levels = [] if part.numeric else _levels(part)
     if levels:
         step = math.ceil(len(levels) / 5)
-        axis.set_ticks(range(0, len(levels), step), [_short(level, 8) for level in levels[::step]])
+        axis.set_ticks(range(0, len(levels), step), [short(level, 8) for level in levels[::step]])
     elif part.time:
         axis.set_ticks([])
     else:
@@ -257,13 +258,13 @@ def _joint_edges(found: Column) -> Floats:
     return np.arange(len(_levels(found)) + 1, dtype=np.float64) - 0.5
 
 
-def _dots(ax: Axes, x: Floats, y: Floats, color: str) -> None:
+def dots(ax: Axes, x: Floats, y: Floats, color: str) -> None:
     """Dots as one path of very short lines with round ends, which takes a tenth of the room of markers."""
     low, high = ax.get_xlim()
     points = np.stack([x, y, x + 1e-4 * (high - low), y], 1).reshape(-1, 2)
     path = Path(points, np.tile([Path.MOVETO, Path.LINETO], len(x)))
     path.should_simplify = False
-    ax.add_patch(PathPatch(path, fill=False, edgecolor=color, lw=2, alpha=0.5, capstyle="round"))
+    ax.add_patch(PathPatch(path, fill=False, edgecolor=color, lw=2, alpha=0.5, capstyle="round", snap=False))
 
 
 def uniform(values: Floats, others: int, name: str, label: str, png: bool = False) -> Picture:
@@ -283,7 +284,7 @@ def uniform(values: Floats, others: int, name: str, label: str, png: bool = Fals
         ax.set_xlabel(label)
         ax.set_ylabel("density")
 
-    return _picture(name, f"Histogram of {label}; flat if all is well.", draw, SIZE, png)
+    return picture(name, f"Histogram of {label}; flat if all is well.", draw, SIZE, png)
 
 
 def scores(held_out: Floats, named: Floats, name: str, png: bool = False) -> Picture:
@@ -300,7 +301,7 @@ def scores(held_out: Floats, named: Floats, name: str, png: bool = False) -> Pic
         ax.stairs(np.histogram(held_out, edges)[0] / len(held_out), edges, fill=True, color=DATA, alpha=0.45, lw=0,
                   label="held-out rows")  # fmt: skip
         if len(finite):
-            ax.stairs(np.histogram(finite, edges)[0] / len(named), edges, color=DRAWN, lw=1.3, label=_short(name, 24))
+            ax.stairs(np.histogram(finite, edges)[0] / len(named), edges, color=DRAWN, lw=1.3, label=short(name, 24))
         for (alpha, limit), style in zip(reversed(levels), (":", "--", "-"), strict=False):
             ax.axvline(limit, color=ALARM, lw=1.1, ls=style, label=f"α = {alpha:.1%}".replace(".0%", "%"))
         ax.set_xlabel("score (higher is odder)")
@@ -308,10 +309,10 @@ def scores(held_out: Floats, named: Floats, name: str, png: bool = False) -> Pic
         ax.spines["left"].set_visible(False)
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1, handlelength=1.4)
 
-    return _picture("scores", "Histogram of scores with thresholds.", draw, (4.2, 2.5), png)
+    return picture("scores", "Histogram of scores with thresholds.", draw, (4.2, 2.5), png)
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     """At most so many characters, none that prints nothing."""
     plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return plain if len(plain) <= most else plain[: most - 1] + "…"

@@ -160,14 +160,15 @@ def _images(e: Evidence, png: bool) -> Section | None:
 
 def _made_of(e: Evidence, png: bool) -> Section:
     about, manifest = e.model.about, e.past.manifest
-    rows = [["flow", e.model.recipe.flow.type], *([k.replace("_", " "), _figure(v)] for k, v in about.items())]
+    rows = [["flow", e.model.recipe.flow.type], *([k.replace("_", " "), figure(v)] for k, v in about.items())]
     folded = [("The recipe, every default written out", dump(e.model.recipe))]
     if manifest:
         folded.append(("The manifest (run.json)", json.dumps(manifest, indent=2, ensure_ascii=False)))
     return Section("What it was made of", "", (), Table(["", ""], rows), folded)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A number as a table has it."""
     return "not finite" if value is None else f"{value:,.6g}"
 
 

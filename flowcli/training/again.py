@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,11 @@ class Past:
         model, folder = Model.load(path), pathlib.Path(path)
         if not folder.is_dir():
             return Past(path, model, [], {})
-        lines = _text(folder / METRICS).splitlines()
+        lines, manifest = records(path)
         try:
-            evaluations = [evaluation_of(json.loads(line)) for line in lines]
-            manifest = _checked(json.loads(_text(folder / MANIFEST) or "{}"))
-        except (TypeError, ValueError, KeyError):
-            raise DataError(f"{path}: its {METRICS} or {MANIFEST} is damaged; name the model file in it.") from None
-        return Past(path, model, evaluations, manifest)
+            return Past(path, model, [evaluation_of(line) for line in lines], checked(manifest))
+        except (AttributeError, TypeError, ValueError, KeyError):
+            raise damaged(path) from None
 
     def rows(self) -> Split:
         """The training and the held-out rows. Raises DataError: they cannot be read again, or have changed."""
@@ -54,19 +53,39 @@ class Past:
         return read(self.model.recipe)[0]
 
 
+def records(path: str) -> tuple[list[Any], dict[str, Any]]:
+    """The lines of a run folder's metrics and its manifest; empty, where there is none. Raises DataError."""
+    folder = pathlib.Path(path)
+    try:
+        lines = [json.loads(line) for line in _text(folder / METRICS).splitlines()]
+        manifest = json.loads(_text(folder / MANIFEST) or "{}")
+    except ValueError:
+        raise damaged(path) from None
+    if not isinstance(manifest, dict):
+        raise damaged(path)
+    return lines, manifest
+
+
+def damaged(path: str) -> DataError:
+    """What is said of a run folder whose records are not what a fit writes."""
+    return DataError(f"{path}: its {METRICS} or {MANIFEST} is damaged; name the model file in it.")
+
+
 KINDS = {
-    "finished": str, "argv": list, "versions": dict, "device": str, "threads": int, "seed": int, "data": list,
-    "seconds": dict,
+    "finished": str, "argv": list, "versions": dict, "device": str, "threads": int, "seed": int, "seconds": dict,
 }  # fmt: skip
 
 
-def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest that is empty or has what is read of it. Raises ValueError, TypeError or KeyError for another."""
+def checked(
+    manifest: dict[str, Any], files: str = "data", times: Sequence[str] = ("total", "training")
+) -> dict[str, Any]:
+    """A manifest that is empty or has what is read of it: the key ``files``, and seconds for ``times``. Raises
+    ValueError, TypeError or KeyError for another."""
     if manifest:
-        times = [manifest["seconds"][key] for key in ("total", "training")]
-        names = [file["file"] for file in manifest["data"]]
-        right = all(isinstance(manifest[key], kind) for key, kind in KINDS.items())
-        if not right or not all(isinstance(t, int | float) for t in times) or not all(type(n) is str for n in names):
+        took = [manifest["seconds"][key] for key in times]
+        names = [file["file"] for file in manifest[files]]
+        right = all(isinstance(manifest[key], kind) for key, kind in {**KINDS, files: list}.items())
+        if not right or not all(isinstance(t, int | float) for t in took) or not all(type(n) is str for n in names):
             raise ValueError("not a manifest")
     return manifest
 

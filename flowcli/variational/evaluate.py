@@ -36,6 +36,11 @@ class Verdict:
     finite: float
     trust: str
 
+    @property
+    def as_they_are(self) -> bool:
+        """Whether draws may go without weights."""
+        return _as_they_are(self.k_hat, self.divergence, self.finite)
+
 
 def evaluate(posterior: Posterior, density: LogDensity, draws: int = DRAWS, seed: int = 0) -> Verdict:
     """Measure a posterior. The ELBO is that of the flow's own draws where the target is finite, ``finite`` the share of
@@ -62,6 +67,10 @@ def evaluate(posterior: Posterior, density: LogDensity, draws: int = DRAWS, seed
     )
 
 
+def _as_they_are(shape: float, divergence: float, finite: float) -> bool:
+    return shape < GOOD and divergence < NEAR and finite > 1 - 1e-3
+
+
 def _words(shape: float, divergence: float, left: float, finite: float) -> str:
     if not shape < USABLE:
         return (
@@ -69,7 +78,7 @@ def _words(shape: float, divergence: float, left: float, finite: float) -> str:
             f"flow, more epochs or other parameters may help"
         )
     few = f", though only {left:.0%} of the draws are effectively left" if left < FEW else ""
-    if shape < GOOD and divergence < NEAR and finite > 1 - 1e-3:
+    if _as_they_are(shape, divergence, finite):
         return f"yes: draws may be used as they are, and with --resample they are closer still{few}"
     how = "yes" if shape < GOOD else "yes, with care"
     return f"{how}: with --resample or --weights{few}; draws without are off by {max(divergence, 0):.2g} nats"
