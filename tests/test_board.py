@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from command import ENVIRONMENT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flowcli
@@ -54,6 +57,19 @@ def test_what_a_killed_fit_wrote_after_its_last_state_is_replaced(tmp_path: Path
         board.close()
     there = EventAccumulator(str(tmp_path)).Reload().Scalars("held_out_log_prob")
     assert [(event.step, event.value) for event in there] == [(0, 0), (10, 0), (20, -10), (30, -10), (40, -10)]
+
+
+def test_killed_before_its_first_save_it_leaves_nothing_in_the_way(mixed: pd.DataFrame, tmp_path: Path) -> None:
+    mixed.to_parquet(tmp_path / "t.parquet")
+    code = (
+        "import os, signal, flowcli\nfrom flowcli.training.run import Run\n"
+        "Run.write_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"flowcli.fit({RECIPE}, run='run', overrides=['data.files=t.parquet'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == -signal.SIGKILL
+    assert list((tmp_path / "run").iterdir()) == []
+    flowcli.fit(RECIPE, mixed, run=tmp_path / "run")
 
 
 def test_the_log_is_no_part_of_what_a_resumed_fit_must_share(mixed: pd.DataFrame, tmp_path: Path) -> None:

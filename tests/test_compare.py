@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,25 @@ def test_what_cannot_be_compared(folder: Path, arguments: tuple[str, ...], code:
     done = flowcli("compare", *arguments, cwd=folder)
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr
+
+
+def test_runs_without_hashes_of_their_files_may_have_held_out_different_rows(folder: Path) -> None:
+    """Of interrupted runs there is no manifest, of objects in a store no hash, and of standard input neither."""
+    for name, change in (
+        ("interrupted", lambda manifest: None),
+        ("stored", lambda manifest: manifest | {"data": [{"file": "s3://lake/train.csv"}]}),
+    ):
+        shutil.copytree(folder / "affine", folder / name)
+        manifest = change(json.loads((folder / name / "run.json").read_text()))
+        (folder / name / "run.json").unlink()
+        if manifest:
+            (folder / name / "run.json").write_text(json.dumps(manifest))
+        for runs in ((name, name), (name, "affine"), ("affine", name)):
+            done = flowcli("compare", *runs, cwd=folder)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert f"{name} has no hashes of the files it was fitted to" in done.stderr
+            assert "--data" in done.stderr
+        assert len(compared(folder, name, "affine", "--data", "new.csv")) == 2
 
 
 def test_other_columns_are_warned_of(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from command import ENVIRONMENT, ask, flowcli, succeed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from flowcli.errors import TrainingError
+from flowcli.training import group
 
 QUICK = ("-s", "train.epochs=5", "-s", "train.batch_size=130", "--no-progress")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -229,6 +234,17 @@ def test_processes_that_read_other_data_are_told_apart(tmp_path: Path, table: Pa
     assert ended[1].code == 3
     assert re.search("in process 1 and .* in process 0; all need the same recipe and data", ended[1].err)
     assert ended[0].err == ""
+
+
+def test_only_the_launchers_port_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    launcher.set("port", str(port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(group, "ANSWERS", 0.3)
+    with pytest.raises(TrainingError, match=f"process 1 cannot reach .* port {port} of 127.0.0.1"):
+        group.Processes(1, 2, "127.0.0.1", launcher.port)
 
 
 def test_a_place_in_no_group_is_refused(tmp_path: Path, table: Path) -> None:

@@ -318,3 +318,12 @@ def test_an_inverse_that_misses_is_said_before_its_draws_are_used(
     assert words in done.stderr
     assert ("warning" in done.stderr) == bool(words)
     assert "round trip error" in flowcli_command("inspect", "m.safetensors", cwd=tmp_path).stdout
+
+
+def test_held_out_rows_of_a_file_may_have_the_excluded_columns_or_not(mixed: pd.DataFrame, tmp_path: Path) -> None:
+    file = tmp_path / "v.parquet"
+    data = {"exclude": ["site"], "validation": str(file)}
+    recipe = SMALL | {"data": data, "train": {"epochs": 1}}
+    for held_out in (mixed[1000:], mixed[1000:].drop(columns="site")):
+        held_out.to_parquet(file, index=False)
+        assert flowcli.fit(recipe, mixed[:1000]).about["held_out_rows"] == 500

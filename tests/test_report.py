@@ -126,6 +126,19 @@ def test_a_density_on_discrete_values(folder: Path) -> None:
     assert "a density is put" not in right
 
 
+def test_the_density_of_a_model_that_scores_by_neighbours_is_no_verdict(folder: Path) -> None:
+    quick = ("-s", "train.epochs=15", "-s", "flow.hidden=[32, 32]")
+    succeed("fit", "anomaly", "discrete.csv", "-o", "odd", *quick, cwd=folder)
+    html = page(folder, "odd")
+    words = verdict(html)
+    assert "a density is put" not in words
+    assert "badly fitted columns" not in words
+    assert "Of its density: The log-likelihood means nothing: 'k' has 6 different values" in words
+    assert re.search("Of its density: (Fits badly|Each of 3 columns)", words), words
+    assert "p-value, training rows" not in html
+    assert "p-value, discrete.csv" in page(folder, "odd", "discrete.csv")
+
+
 def test_one_that_gave_up_says_why_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bent(200)[["x", "y"]].to_csv(tmp_path / "t.csv", index=False)
     data, settings = {"files": [str(tmp_path / "t.csv")]}, {"epochs": 3, "batch_size": 16}
@@ -249,8 +262,22 @@ def test_a_damaged_run_folder(folder: Path, tmp_path: Path, manifest: str) -> No
     for name in ("model.safetensors", "metrics.jsonl"):
         (tmp_path / name).write_bytes((folder / "counted" / name).read_bytes())
     (tmp_path / "run.json").write_text(manifest)
+    refused_as_damaged(tmp_path)
+
+
+def test_damaged_metrics(folder: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "run.json"):
+        (tmp_path / name).write_bytes((folder / "counted" / name).read_bytes())
+    whole = (folder / "counted" / "metrics.jsonl").read_text()
+    text_for_number = json.dumps(json.loads(whole.splitlines()[-1]) | {"step": "many"})
+    for line in ("3", "[3]", "{}", text_for_number):
+        (tmp_path / "metrics.jsonl").write_text(f"{whole}{line}\n")
+        refused_as_damaged(tmp_path)
+
+
+def refused_as_damaged(run: Path) -> None:
     for command in ("report", "inspect", "compare"):
-        done = flowcli(command, ".", cwd=tmp_path)
+        done = flowcli(command, ".", cwd=run)
         damaged = "error: .: its metrics.jsonl or run.json is damaged; name the model file in it.\n"
         assert (done.returncode, done.stderr) == (3, damaged)
 
@@ -259,6 +286,18 @@ def test_a_page_is_not_overwritten_unasked(folder: Path) -> None:
     (folder / "mine.html").write_text("mine")
     assert flowcli("report", "good", "-o", "mine.html", cwd=folder).returncode == 2
     assert (folder / "mine.html").read_text() == "mine"
+
+
+def test_pictures_are_not_overwritten_unasked(folder: Path) -> None:
+    mine = folder / "album" / "training.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for place, words in (("album", "holds PNG files already"), ("album/training.png", "is no folder")):
+        done = flowcli("report", "good", "-o", "never.html", "--pictures", place, cwd=folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
+        assert not (folder / "never.html").exists()
+    assert mine.read_text() == "mine"
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

@@ -13,6 +13,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from command import ENVIRONMENT, flowcli
 from shard_cases import FILES, make_lake
 
@@ -25,6 +26,7 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
 SCORE = ("score", "s3://lake/model.safetensors")
+TABLES = [f"s3://lake/lake/{name}.parquet" for name in (*range(FILES), "empty")]
 SMALL = ("-s", "train.epochs=1", "-s", "flow.layers=1", "-s", "flow.hidden=[8]", "-s", "data.exclude=[id]")
 
 
@@ -145,6 +147,24 @@ def test_a_table_is_looked_at_and_fitted_where_it_lies(store: Store) -> None:
     assert "s3://lake/lake/*.parquet" in (store.folder / "run" / "recipe.yaml").read_text()
     for name in ("run", "streamed"):
         assert (store.folder / name / "model.safetensors").exists()
+        manifest = json.loads((store.folder / name / "run.json").read_text())
+        assert [data["file"] for data in manifest["data"]] == TABLES
+
+
+def test_a_recipe_is_tuned_where_its_table_lies(store: Store) -> None:
+    missing = ("-s", "data.columns.y.missing=impute")
+    where = ("s3://lake/lake/", "-s", "data.validation=s3://lake/lake/0.parquet", *missing)
+    store.succeed("tune", "maf-affine", *where, *SMALL, "--trials", "1", "-o", "tuned")
+    data = yaml.safe_load((store.folder / "tuned" / "best.yaml").read_text())["data"]
+    assert (data["files"], data["validation"]) == (["s3://lake/lake/"], "s3://lake/lake/0.parquet")
+    about = json.loads((store.folder / "tuned" / "study.json").read_text())
+    assert about["data"] == [{"file": name} for name in TABLES]
+
+
+def test_a_model_is_inspected_where_it_lies(store: Store) -> None:
+    there = json.loads(store.succeed("inspect", "s3://lake/model.safetensors", "--json"))
+    assert there == json.loads(store.succeed("inspect", "model.safetensors", "--json"))
+    assert there["provenance"]["sha256"] == hashlib.sha256(store.read("model.safetensors")).hexdigest()
 
 
 @pytest.mark.parametrize("pattern", ["s3://lake/l*/[01].parquet", "s3://lake/**/[01].parquet"])
@@ -170,7 +190,10 @@ def test_every_format_is_read_and_written(store: Store, ending: str) -> None:
         (2, (*SCORE, "lake", "-o", "s3://lake/model.safetensors", "--format", "csv"), "exists already"),
         (3, (*SCORE, "lake", "-o", "s3://nowhere/s.csv"), "s3://nowhere/s.csv: cannot be written"),
         (3, (*SCORE, "lake", "-o", "s3://nowhere/s", "--shard", "0/1"), "s3://nowhere/s"),
-        (2, ("fit", "maf-affine", "lake", "-o", "s3://lake/run"), "a run is a folder on a disk"),
+        (2, ("fit", "maf-affine", "lake", "-o", "s3://lake/run"), "s3://lake/run: a run is a folder on a disk"),
+        (2, ("tune", "maf-affine", "lake", "-o", "s3://lake/study"), "s3://lake/study: a study is a folder on a disk"),
+        (2, ("report", "model.safetensors", "-o", "s3://lake/r.html"), "s3://lake/r.html: a page is a file on a disk"),
+        (2, ("report", "model.safetensors", "--pictures", "s3://lake/p"), "s3://lake/p: pictures are files on a disk"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(store: Store, code: int, arguments: tuple[str, ...], sentence: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,7 @@ def test_the_difference_is_that_of_the_same_rows(world: Path) -> None:
         (("t.csv", "-o", "none", "--resume"), 2, "nothing to resume"),
         (("t.csv", "-o", ".", "--force"), 2, "exists already"),
         (("t.csv", "-o", "new", "--test", "1.5"), 2, "--test"),
+        (("t.csv", "-o", "new", "-s", "score.method=neighbours"), 2, "score.method: neighbours does not score by"),
         ((), 2, "no data"),
     ],
 )
@@ -153,6 +155,33 @@ def test_what_cannot_be_tuned(world: Path, arguments: tuple[str, ...], code: int
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr
     assert (world / "t.csv").exists()
+
+
+def test_force_replaces_a_study_and_nothing_else(world: Path, table: Path) -> None:
+    study, again = table / "tuned", ("radial", "t.csv", "-o", "tuned", "--force", "--trials", "1", *QUICK)
+    shutil.copytree(world / "tuned", study)
+    for stranger in ("thesis.txt", "trial-notes"):
+        (study / stranger).write_text("mine")
+        before = sorted(path.name for path in study.iterdir())
+        done = flowcli("tune", *again, cwd=table)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"holds '{stranger}', which no study wrote" in done.stderr
+        assert sorted(path.name for path in study.iterdir()) == before
+        (study / stranger).unlink()
+    (study / ".best.yaml.0123abcd.part").write_text("by one that was killed")
+    assert succeed("tune", *again, cwd=table) == "tuned/best.yaml\n"
+    names = {"study.json", "trials.jsonl", "trial-0.npy", "trial-0.safetensors", "best.yaml"}
+    assert {path.name for path in study.iterdir()} == names
+
+
+def test_it_trains_where_it_is_told(world: Path) -> None:
+    study = ("tune", "radial", "t.csv", *QUICK, "--trials", "1", "-o", "elsewhere")
+    for more, environment in ((("--device", "nowhere"), {}), ((), {"FLOWCLI_DEVICE": "nowhere"})):
+        done = flowcli(*study, *more, cwd=world, environment=environment)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "train.device: 'nowhere'" in done.stderr
+    done = flowcli(*study, "--device", "cpu", cwd=world, environment={"FLOWCLI_DEVICE": "nowhere"})
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

@@ -97,14 +97,24 @@ def _flow(past: Past) -> str:
 
 
 def _held_out(pasts: Sequence[Past]) -> list[pa.Table]:
-    """The rows that all of the runs held out. Raises UsageError when these are different ones."""
+    """The rows that all of the runs held out. Raises UsageError when these are different ones, or may be."""
+    from flowcli.data.source import STDIN
     from flowcli.errors import UsageError
+
+    def hashes(past: Past) -> list[str | None]:
+        return [file.get("sha256") for file in past.manifest.get("data", [])]
 
     def split(past: Past) -> list[Any]:
         recipe = past.model.recipe
-        files = [file.get("sha256") for file in past.manifest.get("data", [])]
-        return [files, recipe.data.validation, recipe.train.seed, recipe.train.stream]
+        return [hashes(past), recipe.data.validation, recipe.train.seed, recipe.train.stream]
 
+    for past in pasts if len(pasts) > 1 else ():
+        known = hashes(past)
+        if not known or None in known or STDIN in past.model.recipe.data.files:
+            raise UsageError(
+                f"{past.name} has no hashes of the files it was fitted to, so which rows it held out is not sure; name "
+                f"rows with --data."
+            )
     for past in pasts[1:]:
         if split(past) != split(pasts[0]):
             raise UsageError(

@@ -13,6 +13,7 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.formats import recipe_of, require_disk
 from flowcli.cli.target import AllowCode, fit_target, refuse
 from flowcli.cli.validate import Set
 
@@ -57,16 +58,13 @@ def fit(
     from flowcli import recipe as recipes
     from flowcli.errors import FlowcliError, UsageError
 
-    flags = {"train.max_time": max_time, "train.device": device, "train.seed": seed}
+    flags = {"train.max_time": max_time, "train.seed": seed}
     overrides = [*set_, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    checked = recipes.load(recipe, overrides)
-    if checked.target is None and checked.train.device == "auto" and (usual := os.environ.get("FLOWCLI_DEVICE")):
-        checked = recipes.load(recipe, [*overrides, f"train.device={usual}"])
+    checked = recipe_of(recipe, overrides, device)
     if data:
         checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})
     run = output or Path("runs") / recipes.shipped.path(recipe).stem
-    if str(run).startswith(("s3:", "gs:")):
-        raise UsageError(f"{run}: a run is a folder on a disk; `flowcli score` and others read a model from a store.")
+    require_disk(run, "a run is a folder on a disk; `flowcli score` and others read a model from a store.")
     alone = "WORLD_SIZE" not in os.environ  # several look once they know which of them writes
     if alone and not dry_run and not resume and run.exists() and not force and (not run.is_dir() or any(run.iterdir())):
         raise UsageError(f"{run}: exists already; --force replaces it, --resume goes on with it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from flowcli.data.pictures import Pictures
     from flowcli.data.source import Source
     from flowcli.model import Model
+    from flowcli.recipe import Recipe
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl", "arrow")
 
@@ -20,6 +22,26 @@ def check_format(format: str | None) -> None:
     """Raises UsageError for a format that is none."""
     if format is not None and format not in FORMATS:
         raise UsageError(f"--format: '{format}' is not one of {', '.join(FORMATS)}.")
+
+
+def require_disk(path: Path, why: str) -> None:
+    """Raises UsageError with ``why`` for the name of an object, of which a path keeps one slash."""
+    name = str(path)
+    if name.startswith(("s3:", "gs:")):
+        raise UsageError(f"{name.replace(':/', '://', 1)}: {why}")
+
+
+def recipe_of(name: str, overrides: Sequence[str], device: str | None) -> Recipe:
+    """A recipe with these overrides, on the device that is named; where none is, nor in the recipe, on FLOWCLI_DEVICE.
+    Raises UsageError."""
+    from flowcli import recipe as recipes
+
+    overrides = [*overrides, *([] if device is None else [f"train.device={device}"])]
+    found = recipes.load(name, overrides)
+    usual = os.environ.get("FLOWCLI_DEVICE")
+    if found.target is None and found.train.device == "auto" and usual:
+        return recipes.load(name, [*overrides, f"train.device={usual}"])
+    return found
 
 
 def is_model(name: str) -> bool:

@@ -141,15 +141,23 @@ def _thresholds(model: Model) -> list[tuple[float, float | None]]:
     return [(alpha, limit if math.isfinite(limit) else None) for alpha, limit in limits]
 
 
-def _provenance(past: Past | PastPosterior) -> dict[str, str]:
-    """Where a model comes from: its file's digest and, of a run, when, how and from what it was made."""
+def _digest(past: Past | PastPosterior) -> str:
+    """The SHA-256 of the model file."""
     from pathlib import Path
 
     from flowcli.model import MODEL_FILE
+    from flowcli.training.again import Past
     from flowcli.training.run import describe
 
-    path, manifest = Path(past.name), past.manifest
-    found = {"sha256": describe(str(path / MODEL_FILE if path.is_dir() else path))["sha256"]}
+    if isinstance(past, Past):
+        return past.model.digest
+    path = Path(past.name)
+    return str(describe(str(path / MODEL_FILE if path.is_dir() else path))["sha256"])
+
+
+def _provenance(past: Past | PastPosterior) -> dict[str, str]:
+    """Where a model comes from: its file's digest and, of a run, when, how and from what it was made."""
+    manifest, found = past.manifest, {"sha256": _digest(past)}
     if manifest:
         seconds = manifest["seconds"]
         training = f", {seconds['training']:,} s of training" if "training" in seconds else ""

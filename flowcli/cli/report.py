@@ -36,7 +36,7 @@ def report(
     device: Annotated[
         str, typer.Option(envvar="FLOWCLI_DEVICE", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing page.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing page and pictures.")] = False,
 ) -> None:
     """Write a page that says whether to trust a model, and shows why.
 
@@ -45,7 +45,7 @@ def report(
     --allow-code, whether they can be trusted.
     """
     from flowcli.cli.extras import require_extra
-    from flowcli.cli.formats import check_format, is_model
+    from flowcli.cli.formats import check_format, is_model, require_disk
     from flowcli.data.source import STDIN
     from flowcli.errors import UsageError
     from flowcli.variational.posterior import is_posterior
@@ -60,10 +60,16 @@ def report(
         refuse({"DATA": data, "--format": format})
     if STDIN in data and len(models) > 1:
         raise UsageError("standard input (-) can be read only once, and there are several runs.")
+    require_disk(output, "a page is a file on a disk.")
+    require_disk(pictures or output, "pictures are files on a disk.")
     if output.is_dir():
         raise UsageError(f"{output}: is a folder; name a file in it.")
     if output.exists() and not force:
         raise UsageError(f"{output}: exists already; --force replaces it.")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UsageError(f"--pictures: {pictures} is no folder.")
+    if pictures is not None and any(pictures.glob("*.png")) and not force:
+        raise UsageError(f"--pictures: {pictures} holds PNG files already; --force replaces those of the same names.")
 
     from flowcli.data.whole import write_whole
     from flowcli.report import render, write_pictures

@@ -10,6 +10,7 @@ import typer
 
 from flowcli.cli import console
 from flowcli.cli.app import command
+from flowcli.cli.formats import recipe_of, require_disk
 from flowcli.cli.validate import Set
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ def tune(
     ] = 0.2,
     set_: Set = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is there.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="auto|cpu|cuda|mps", help="Where to train; else as the recipe or FLOWCLI_DEVICE says."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of the test rows.")] = 0,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing study.")] = False,
 ) -> None:
@@ -48,7 +53,7 @@ def tune(
 
     if not 0 < test < 1:
         raise UsageError(f"--test: {test:g} is not a share between 0 and 1.")
-    checked = recipes.load(recipe, set_)
+    checked = recipe_of(recipe, set_, device)
     if checked.target is not None:
         raise UsageError(
             f"{recipe}: has a target, and `tune` searches by held-out rows; `flowcli evaluate RUN --allow-code` says "
@@ -57,6 +62,7 @@ def tune(
     if data:
         checked = checked.model_copy(update={"data": checked.data.model_copy(update={"files": data})})
     folder = output or Path("tuned") / recipes.shipped.path(recipe).stem
+    require_disk(folder, "a study is a folder on a disk.")
 
     import optuna
 

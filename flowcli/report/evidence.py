@@ -97,7 +97,8 @@ class Evidence:
 def gather(past: Past, batches: Iterable[pa.RecordBatch] | None = None, name: str = "", seed: int = 0) -> Evidence:
     """Measure a run, on the rows it was made from and, if there are any, on ``batches`` of others, called ``name``.
 
-    P-values are those of the others, or else of training rows, since held-out rows' are uniform whatever the model.
+    P-values are those of the others, or else of training rows, since held-out rows' are uniform whatever the model;
+    and of none, where training rows are what others are compared with.
     Raises DataError when the batches have no rows, or not the model's columns.
     """
     found = Evidence(past)
@@ -114,7 +115,8 @@ def gather(past: Past, batches: Iterable[pa.RecordBatch] | None = None, name: st
         _held_out(found, held_out, train)
         data, found.data_name = _some(pa.concat_tables(own.values(), promote_options="permissive"), ROWS), OWN
         fresh, found.fresh_name = held_out, "held-out rows"
-        found.p_values, found.p_values_of = train.p_value, "training rows"
+        if model.neighbours is None:  # to which each training row is its own nearest
+            found.p_values, found.p_values_of = train.p_value, "training rows"
     except DataError as error:
         found.notes += error.args
         found.log_prob = Mean.of(model.calibration[0].numpy())

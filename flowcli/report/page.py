@@ -17,7 +17,7 @@ from flowcli.report.evidence import Evidence
 from flowcli.report.pictures import Picture
 from flowcli.report.posterior import PosteriorEvidence, posterior_findings, posterior_sections
 from flowcli.report.sections import Section, sections
-from flowcli.report.verdict import Finding, Tone, summary, verdict
+from flowcli.report.verdict import Finding, Tone, notes, summary, verdict
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Told:
 def tell(evidence: Evidence | PosteriorEvidence, png: bool = False) -> Told:
     """Words, pictures and tables of a run; pictures as PNG too, if asked for."""
     if isinstance(evidence, PosteriorEvidence):
-        findings, parts = posterior_findings(evidence), posterior_sections(evidence, png)
+        findings, parts, said = posterior_findings(evidence), posterior_sections(evidence, png), evidence.notes
     else:
-        findings, parts = verdict(evidence), sections(evidence, png)
+        findings, parts, said = verdict(evidence), sections(evidence, png), evidence.notes + notes(evidence)
     tone, sentence = summary(findings)
     by_title = {section.title: section for section in parts}
-    return Told(evidence.past.name, tone, sentence, findings, evidence.notes, by_title)
+    return Told(evidence.past.name, tone, sentence, findings, said, by_title)
 
 
 def render(runs: Sequence[Told]) -> str:

@@ -34,7 +34,19 @@ class Finding:
 
 def verdict(evidence: Evidence) -> list[Finding]:
     """All that is found of a run, in the order in which it is told."""
-    return [finding for find in FINDINGS if (finding := find(evidence))]
+    aside = _aside(evidence)
+    return [finding for find in FINDINGS if find not in aside and (finding := find(evidence))]
+
+
+def notes(evidence: Evidence) -> list[str]:
+    """What is found of a density that is not what the model is for, where that is so, and is no verdict."""
+    found = [finding.sentence for find in _aside(evidence) if (finding := find(evidence))]
+    return [f"Its scores compare rows with training rows. Of its density: {sentence}" for sentence in found]
+
+
+def _aside(evidence: Evidence) -> tuple[Callable[[Evidence], Finding | None], ...]:
+    """A model that scores by neighbours takes numbers for real ones, and may train with much noise, on purpose."""
+    return (discrete, columns) if evidence.model.recipe.score.method == "neighbours" else ()
 
 
 def summary(findings: list[Finding]) -> tuple[Tone, str]:

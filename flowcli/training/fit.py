@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowcli.data.source import STDIN
 from flowcli.errors import TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
@@ -27,7 +26,7 @@ from flowcli.training.loop import Interrupted, Trainer
 from flowcli.training.prepare import Prepared, as_recipe, prepare, random_rows
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import digest
-from flowcli.training.run import BOARD, Fingerprint, Run, describe, versions
+from flowcli.training.run import BOARD, Fingerprint, Run, describe_all, versions
 from flowcli.training.state import State, copy_of
 
 if TYPE_CHECKING:
@@ -111,21 +110,20 @@ def train(
             f"{folder}: was fitted by {_processes(start.counters.processes)} and goes on with "
             f"{_processes(group.size)}, which add in another order: the result will not be the same to the last digit."
         )
-    board = None
-    if record and prepared.recipe.train.log:
-        board = Board(record.folder / BOARD, start.counters.step if start else 0)
-    due = 0.0
+    board: Board | None = None
+    due, before = 0.0, start.counters.step if start else 0
 
     def on_state(state: State, evaluation: Evaluation | None) -> None:
-        nonlocal due
+        nonlocal due, board
         evaluations.extend([evaluation] if evaluation else [])
-        if board and evaluation:
-            board.write(evaluation)
         if record and time.monotonic() > due:
             start = time.monotonic()
             save(record, state)
             cost = time.monotonic() - start
             due = time.monotonic() + max(SAVE_SECONDS, cost / SAVE_SHARE)
+        if record and prepared.recipe.train.log and evaluation:  # after the first save: the folder is then a run's
+            board = board or Board(record.folder / BOARD, before)
+            board.write(evaluation)
 
     def save(record: Run, state: State) -> Model:
         """Write all that there is at an epoch's end; return the best model so far."""
@@ -230,7 +228,7 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) ->
         "processes": state.counters.processes,
         "threads": torch.get_num_threads(),
         "seed": prepared.recipe.train.seed,
-        "data": [describe(str(pathlib.Path(file).absolute())) for file in prepared.files if file != STDIN],
+        "data": describe_all(prepared.files),
         "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},
         "seconds": {"total": round(seconds, 3), "training": round(state.counters.seconds, 3)},
         "metrics": model.about,

@@ -30,6 +30,7 @@ from flowcli.errors import DataError, TrainingError, UsageError
 from flowcli.training.state import State
 
 PATIENCE = datetime.timedelta(minutes=30)  # that others wait at most, such as for the first, which saves
+ANSWERS = 60.0  # seconds in which the first process's own store has to answer
 PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher says
 
 
@@ -117,8 +118,13 @@ class Processes(Group):
             store = TCPStore(host, 0, self.size, True, PATIENCE, wait_for_workers=False)
             self.board.set("port", str(store.port))
             return store
-        port = int(self.board.get("port"))
+        port, end = int(self.board.get("port")), time.monotonic() + ANSWERS
         while not _answers(host, port):  # that of an earlier attempt
+            if time.monotonic() > end:
+                raise TrainingError(
+                    f"process {self.rank} cannot reach the first process, which says that it listens on port {port} of "
+                    f"{host}, beside the launcher's; let all machines reach all ports of that one."
+                )
             time.sleep(0.1)
             port = int(self.board.get("port"))
         return TCPStore(host, port, self.size, False, PATIENCE)

@@ -207,7 +207,8 @@ def _held_out(recipe: Recipe, schema: pa.Schema) -> tuple[pa.Table | None, Seque
     table = source.table()
     for name in schema.names:
         require(table.schema, name, "data.validation")
-    return _used(recipe, table.select(schema.names)), source.files
+    table = table.select(schema.names)
+    return table if recipe.data.image else plain_table(table), source.files
 
 
 def _source(recipe: Recipe, names: Sequence[str], types: Mapping[str, pa.DataType] | None = None) -> Source | Pictures:

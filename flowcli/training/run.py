@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import flowcli
 from flowcli import tensorfile
+from flowcli.data.source import STDIN
 from flowcli.data.whole import sweep, sync, write_whole
 from flowcli.errors import DataError, ModelFileError, UsageError
 from flowcli.model import MODEL_FILE, Model
+from flowcli.places import from_folder
 from flowcli.recipe import Recipe, dump
 from flowcli.training.clock import Profile
 from flowcli.training.progress import Evaluation
@@ -221,8 +223,10 @@ def _plain(evaluation: DataclassInstance) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in asdict(evaluation).items()}
 
 
-def evaluation_of(line: dict[str, Any]) -> Evaluation:
+def evaluation_of(line: Any) -> Evaluation:
     """The evaluation that a line of ``metrics.jsonl`` holds. Raises TypeError for another."""
+    if not isinstance(line, dict) or not all(v is None or isinstance(v, int | float) for v in line.values()):
+        raise TypeError("not an evaluation")
     numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in line.items()}
     return Evaluation(**numbers)
 
@@ -243,8 +247,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def describe_all(files: Sequence[str]) -> list[dict[str, Any]]:
+    """Data files and objects by names that hold from everywhere. Standard input is none."""
+    return [describe(from_folder(file, pathlib.Path.cwd())) for file in files if file != STDIN]
+
+
 def describe(file: str) -> dict[str, Any]:
-    """Name, size and SHA-256 of a data file."""
+    """Name, size and SHA-256 of a data file; of an object, the name alone."""
     path = pathlib.Path(file)
     if not path.is_file():
         return {"file": file}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import shutil
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,8 +16,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from flowcli.data.source import STDIN
-from flowcli.data.whole import whole_file, write_whole
+from flowcli.data.whole import whole_file, write_whole, writing
 from flowcli.errors import DataError, ModelFileError, TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
@@ -26,11 +25,14 @@ from flowcli.training.fit import train
 from flowcli.training.loop import NO_DENSITY, Interrupted
 from flowcli.training.prepare import prepare, source_of
 from flowcli.training.progress import Evaluation, Progress
-from flowcli.training.run import describe
+from flowcli.training.run import describe_all
 from flowcli.tune.space import changed, space
 
 TRIALS, STUDY = "trials.jsonl", "study.json"
 FIRST = "trial-0.npy"  # the held-out log-densities of the recipe as it was
+BEST = "best.yaml"
+_OURS = rf"({re.escape(STUDY)}|{re.escape(TRIALS)}|{re.escape(FIRST)}|{re.escape(BEST)}|trial-\d+\.safetensors)"
+OURS = re.compile(rf"{_OURS}|\.{_OURS}\.[0-9a-f]{{8}}\.part")  # all that a study writes, one that was killed too
 FOLDS, FOLD_ROWS = 5, 500  # folds, at most, and the held-out rows in them that are enough
 SURE = 2.0  # standard errors; about what the best of twenty trials is ahead by chance
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -75,13 +77,17 @@ class Study:
     """
 
     def __init__(self, folder: pathlib.Path, recipe: Recipe, test: float, seed: int, resume: bool, force: bool) -> None:
-        """Raises UsageError: there is a study already, or one of another recipe or other data; DataError: the data
-        cannot be read, or are too few."""
+        """Raises UsageError: the recipe does not score by likelihood, there is a study already, or one of another
+        recipe or other data; DataError: the data cannot be read, or are too few."""
+        if recipe.score.method == "neighbours":
+            raise UsageError(
+                "score.method: neighbours does not score by likelihood, by which tune chooses; tune a recipe that does."
+            )
         self.folder, self.seed = folder, seed
         source, self.recipe = source_of(recipe)
         about = {
             "recipe": self.recipe.model_dump(mode="json"),
-            "data": [describe(str(pathlib.Path(f).absolute())) for f in source.files if f != STDIN],
+            "data": describe_all(source.files),
             "test": test,
             "seed": seed,
         }
@@ -120,9 +126,23 @@ class Study:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             if not (force and place.is_file()):
                 raise UsageError(f"{self.folder}: exists already; --resume goes on with a study, --force replaces it.")
-            shutil.rmtree(self.folder)
+            self._clear()
         write_whole(place, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         return []
+
+    def _clear(self) -> None:
+        """Remove a study that is there. Raises UsageError when the folder holds more than that, DataError when it
+        cannot be."""
+        strangers = sorted(p.name for p in self.folder.iterdir() if p.is_dir() or not OURS.fullmatch(p.name))
+        if strangers:
+            raise UsageError(
+                f"{self.folder}: holds '{strangers[0]}', which no study wrote; --force does not replace it."
+            )
+        with writing(self.folder):
+            (self.folder / TRIALS).unlink(missing_ok=True)  # first: what is left is then a study without trials
+            for path in self.folder.iterdir():
+                if path.name != STUDY:
+                    path.unlink()
 
     @property
     def best(self) -> Trial:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import yaml
 
 from flowcli import __version__
-from flowcli.data.source import STDIN
 from flowcli.data.whole import write_whole
+from flowcli.places import from_folder
 from flowcli.recipe import Recipe
 from flowcli.scoring.compare import Compared, compare
 from flowcli.tune.space import changed
-from flowcli.tune.study import Study, Trial
-
-BEST = "best.yaml"
+from flowcli.tune.study import BEST, Study, Trial
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,10 @@ def _evidence(study: Study, trial: Trial, before: Compared, after: Compared) -> 
 
 def _plain(recipe: Recipe) -> str:
     """A recipe as YAML without its defaults; paths that hold wherever it lies."""
-    files = [file if file == STDIN else str(pathlib.Path(file).absolute()) for file in recipe.data.files]
+    files = [from_folder(file, pathlib.Path.cwd()) for file in recipe.data.files]
     validation = recipe.data.validation
     if isinstance(validation, str):
-        validation = str(pathlib.Path(validation).absolute())
+        validation = from_folder(validation, pathlib.Path.cwd())
     data = recipe.data.model_copy(update={"files": files, "validation": validation})
     plain = recipe.model_copy(update={"data": data}).model_dump(mode="json", exclude_defaults=True)
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
