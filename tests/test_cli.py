@@ -66,7 +66,8 @@ def test_help_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "fit", "score", "sample", "evaluate", "compare", "inspect", "report", "validate", "recipe"]
+    "command",
+    ["init", "fit", "score", "sample", "evaluate", "predict", "compare", "inspect", "report", "validate", "recipe"],
 )
 def test_every_command_explains_itself(command: str) -> None:
     for flag in ("-h", "--help"):

@@ -11,7 +11,7 @@ from command import succeed
 
 GOLDEN = Path(__file__).with_name("golden") / "help.txt"
 COMMANDS = (
-    "", "init", "fit", "score", "sample", "evaluate", "compare", "inspect", "report", "tune", "validate",
+    "", "init", "fit", "score", "sample", "evaluate", "predict", "compare", "inspect", "report", "tune", "validate",
     "recipe", "recipe list", "recipe show", "recipe copy", "recipe schema",
 )  # fmt: skip
 

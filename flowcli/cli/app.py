@@ -88,7 +88,9 @@ def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Call
 
 def main() -> None:
     """Run the command line."""
-    from flowcli.cli import compare, evaluate, fit, init, inspect_, recipe, report, sample, score, tune, validate  # noqa: F401 (they register)
+    from flowcli.cli import (  # noqa: F401, I001 (they register)
+        compare, evaluate, fit, init, inspect_, predict, recipe, report, sample, score, tune, validate,
+    )  # fmt: skip
 
     signal.signal(signal.SIGTERM, _terminated)
     app(prog_name="flowcli")

@@ -41,6 +41,7 @@ def evaluate(
     """Measure a model on data, or against its target.
 
     Log-likelihood, bits per dimension, a Gaussian beside it, AUROC with labels, and whether draws copy training rows.
+    Where one column is told by given ones: CRPS, and how much its central intervals cover.
     Of a target: ELBO, evidence, k-hat, effective sample size, and whether its draws can be trusted.
     """
     import json
@@ -99,6 +100,10 @@ def evaluate(
     ]
     if found.auroc is not None and found.average_precision is not None:
         lines += [("AUROC", f"{found.auroc:.4f}"), ("average precision", f"{found.average_precision:.4f}")]
+    if found.crps is not None and found.coverage is not None:
+        part = "" if found.rows_predicted == found.rows_in_mean else f" (of the first {found.rows_predicted:,} rows)"
+        lines.append(("CRPS", f"{found.crps:.4g} ± {found.crps_error:.2g}{part}"))
+        lines += [(f"within {level} % interval", f"{share:.1%}") for level, share in found.coverage.items()]
     if copied:
         lines += _lines(copied)
     for name, value in lines:

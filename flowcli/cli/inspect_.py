@@ -142,7 +142,7 @@ def _thresholds(model: Model) -> list[tuple[float, float | None]]:
 
 
 def _digest(past: Past | PastPosterior) -> str:
-    """The SHA-256 of the model file."""
+    """The SHA-256 of a model's file."""
     from pathlib import Path
 
     from flowcli.model import MODEL_FILE

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from flowcli.model import Model
-    from flowcli.scoring import Piece, RowScorer
+    from flowcli.scoring import Piece, RowScorer, Scorer
     from flowcli.shards import Part, Plan
 
 SHARD = Annotated[
@@ -42,7 +42,7 @@ def check_shard(shard: str, output: str, format: str | None, force: bool, whole:
         raise UsageError("--force: replaces no folder that other shards may be writing; remove it, or name another.")
 
 
-def score_shard(shard: str, score_rows: RowScorer, data: list[str], output: str, only_anomalies: bool) -> None:
+def score_shard(shard: str, score_rows: RowScorer[Scorer], data: list[str], output: str, only_anomalies: bool) -> None:
     """Score a shard's parts of the data into a folder."""
     import dataclasses
 

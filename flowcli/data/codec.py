@@ -195,6 +195,11 @@ class Codec(ABC):
             context.append(column.embed(torch.from_numpy(numbers)))
         return torch.cat(context, 1)
 
+    def given_status(self, batch: pa.RecordBatch | pa.Table) -> Codes:
+        """What the given columns make of each row's status ``(n,)``: only rows that are ``OK`` can be drawn for. Raises
+        DataError as :meth:`read` does."""
+        return self._context(batch)[1]
+
     def _filled(self, column: ColumnCodec, numbers: Floats, codes: Codes) -> tuple[Floats, Codes]:
         """Raw numbers ``(n, width)``, usual ones where a value is missing, which is all right if that is imputed."""
         gone = codes == MISSING

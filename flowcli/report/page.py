@@ -35,12 +35,12 @@ class Told:
 def tell(evidence: Evidence | PosteriorEvidence, png: bool = False) -> Told:
     """Words, pictures and tables of a run; pictures as PNG too, if asked for."""
     if isinstance(evidence, PosteriorEvidence):
-        findings, parts, said = posterior_findings(evidence), posterior_sections(evidence, png), evidence.notes
+        findings, parts, more = posterior_findings(evidence), posterior_sections(evidence, png), list[str]()
     else:
-        findings, parts, said = verdict(evidence), sections(evidence, png), evidence.notes + notes(evidence)
+        findings, parts, more = verdict(evidence), sections(evidence, png), notes(evidence)
     tone, sentence = summary(findings)
     by_title = {section.title: section for section in parts}
-    return Told(evidence.past.name, tone, sentence, findings, said, by_title)
+    return Told(evidence.past.name, tone, sentence, findings, evidence.notes + more, by_title)
 
 
 def render(runs: Sequence[Told]) -> str:

@@ -12,16 +12,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowcli.data.status import NAMES
+from flowcli.data.status import NAMES, OK
 from flowcli.errors import DataError
 from flowcli.model import Model
 from flowcli.scoring import method as methods
+from flowcli.scoring.predict import Skill, predicted
 from flowcli.scoring.score import final_status
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over the rows that have a finite log-density; errors are standard errors of the mean. nats."""
+    """Means over the rows that have a finite log-density; errors are standard errors of the mean. nats.
+
+    Of a model that tells one column of numbers from given ones also ``crps``, in that column's units, and the
+    ``coverage`` of its central intervals (percentage → share), of at most so many rows
+    (:class:`~flowcli.scoring.predict.Skill`).
+    """
 
     rows: int
     rows_in_mean: int
@@ -36,6 +42,10 @@ class Evaluation:
     better_than_gaussian_error: float
     auroc: float | None = None
     average_precision: float | None = None
+    crps: float | None = None
+    crps_error: float | None = None
+    coverage: dict[str, float] | None = None
+    rows_predicted: int | None = None
 
 
 def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: str | None = None) -> Evaluation:
@@ -47,6 +57,8 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     scores: list[NDArray[np.float64]] = []
     statuses = np.zeros(len(NAMES), int)
     labels: list[pa.Table] = []
+    column = predicted(model)
+    skill = None if column is None else Skill(model, column)
 
     def diagonal(y: Tensor, context: Tensor | None) -> Tensor:
         return model.baseline.log_prob(y, context, diagonal=True)
@@ -57,7 +69,10 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
         gaussians = [model.rows_log_prob(rows, density) for density in (model.baseline.log_prob, diagonal)]
         parts.append(np.stack([made_of[0], *gaussians]))
         scores.append(methods.score(made_of, model))
-        statuses += np.bincount(final_status(rows, made_of[0]), minlength=len(NAMES))
+        status = final_status(rows, made_of[0])
+        statuses += np.bincount(status, minlength=len(NAMES))
+        if skill is not None:
+            skill.add(batch, (status == OK) & ~rows.holes)
         if label is not None:
             labels.append(label_of(batch, label))
     if not parts:
@@ -73,6 +88,8 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
     mean, error = mean_and_error(flow)
     gaussian_mean, gaussian_error = mean_and_error(gaussian)
     gain, gain_error = mean_and_error(flow - gaussian)
+    told = skill if skill is not None and skill.rows else None
+    crps, crps_error = mean_and_error(told.crps) if told else (None, None)
     return Evaluation(
         rows=log_probs.shape[1],
         rows_in_mean=int(used.sum()),
@@ -87,6 +104,10 @@ def evaluate(model: Model, batches: Iterable[pa.RecordBatch | pa.Table], label: 
         better_than_gaussian_error=gain_error,
         auroc=auroc,
         average_precision=precision,
+        crps=crps,
+        crps_error=crps_error,
+        coverage=told.coverage() if told else None,
+        rows_predicted=told.rows if told else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,12 @@ from flowcli.data.image import FILE, ImageCodec
 from flowcli.data.pictures import holds_images
 from flowcli.data.source import spelled
 from flowcli.errors import DataError, UsageError
+from flowcli.scoring.predict import Predictor
 from flowcli.scoring.score import Scorer
 
 PLACE = pa.schema([("row_id", pa.int64()), ("source", pa.string())])
+
+S = TypeVar("S", bound=Scorer | Predictor)  # what gives a batch its columns
 
 
 class Piece(NamedTuple):
@@ -36,13 +39,14 @@ def pieces(batches: Iterable[tuple[str, pa.RecordBatch]], size: int, row: int = 
 
 
 @dataclass(frozen=True)
-class RowScorer:
-    """Gives a piece its place, the columns to ``keep`` (None: all) and its scores. May be called in several threads.
+class RowScorer(Generic[S]):
+    """Gives a piece its place, the columns to ``keep`` (None: all) and its scores, or predictions. May be called in
+    several threads, as the scorer may.
 
     ``text`` says that the result becomes text, which cannot hold files or arrays.
     """
 
-    scorer: Scorer
+    scorer: S
     keep: tuple[str, ...] | None = ()
     text: bool = False
 
@@ -70,7 +74,7 @@ class RowScorer:
             if name not in there:
                 raise DataError(f"--keep: the data has no column '{name}'.")
             if name in taken:
-                raise UsageError(f"--keep: '{name}' is also the name of a score column; rename it.")
+                raise UsageError(f"--keep: '{name}' is also the name of a column of the result; rename it.")
             if self.text and holds_images(columns.field(name).type):
                 raise UsageError(f"--keep: '{name}' holds files or arrays; those go to parquet or Arrow.")
         return pa.schema([columns.field(name) for name in names])
