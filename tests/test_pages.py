@@ -15,6 +15,7 @@ from shard_cases import make_lake
 # By whom: test_readme.py, and the tests below. The tests of another page name it in their own file.
 RUN = {
     "README.md": {"sh", "yaml", "python"},
+    "conditional.md": {"sh", "python"},
     "posterior.md": {"sh", "yaml", "python"},
     "scoring_at_scale.md": {"sh", "python"},
 }

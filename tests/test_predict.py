@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from command import flowcli, succeed
+from pages import ROOT, blocks, shell
 from scipy import stats
 
 from flowcli.errors import UsageError
@@ -138,3 +139,26 @@ def test_it_says_what_it_cannot_predict(run: Path, tmp_path: Path) -> None:
     rows = [pa.Table.from_pandas(frame, preserve_index=False)]
     assert evaluate(two, rows).crps is None
     assert evaluate(none, rows).coverage is None
+
+
+def test_its_page(tmp_path: Path) -> None:
+    """The commands and the Python of recipes/conditional.md, on a table such as they name."""
+    text = (ROOT / "recipes" / "conditional.md").read_text()
+    (commands,), (code,) = blocks(text, "sh"), blocks(text, "python")
+    rng = np.random.default_rng(0)
+    age = rng.integers(18, 90, 200)
+    price = np.exp(age / 30 + rng.standard_normal(200))
+    frame = pd.DataFrame({"id": np.arange(200), "age": age, "price": price, "site": rng.choice(["a", "b"], 200)})
+    for name in ("train", "test"):
+        frame.to_parquet(tmp_path / f"{name}.parquet", index=False)
+    frame[:20].drop(columns="price").to_parquet(tmp_path / "new.parquet", index=False)
+    done = shell(commands.replace("fit conditional", "fit conditional -s train.epochs=2"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "within 95 % interval" in done.stdout
+    assert len(pd.read_csv(tmp_path / "predicted.csv")) == 20
+    assert len(pd.read_parquet(tmp_path / "drawn.parquet")) == 2000
+    few = code.replace("overrides=[", 'overrides=["train.epochs=2", ')
+    read = "import pandas; frame = pandas.read_parquet('train.parquet')\n"
+    (tmp_path / "from_python.py").write_text(f"{read}{few}\nassert len(predicted) == 200\n")
+    done = shell("python from_python.py", tmp_path)
+    assert done.returncode == 0, done.stderr

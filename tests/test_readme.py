@@ -120,6 +120,21 @@ def test_the_tours_python(folder: Path) -> None:
     assert (folder / "model.safetensors").exists()
 
 
+def test_the_page_of_conditional_densities(folder: Path) -> None:
+    page = (ROOT / "recipes" / "conditional.md").read_text()
+    (commands,), (code,) = pages.blocks(page, "sh"), pages.blocks(page, "python")
+    done = pages.shell(commands.replace("fit conditional", "fit conditional -s train.epochs=2"), folder)
+    assert done.returncode == 0, done.stderr
+    read = (
+        "import pandas, pyarrow; frame = pandas.read_parquet('train.parquet')[['price', 'age', 'site']]\n"
+        "table = pyarrow.Table.from_pandas(frame)\n"
+    )
+    code = code.replace("overrides=[", "overrides=['train.epochs=2', ")
+    (folder / "from_python.py").write_text(f"{read}{code}\nassert batch.num_rows == 300\n")
+    done = pages.shell("python from_python.py", folder)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", shipped.names())
 def test_every_shipped_recipe_runs(name: str, folder: Path) -> None:
     if "target:" in shipped.path(name).read_text():
