@@ -85,7 +85,8 @@ def test_without_a_compiler_a_fit_says_so_and_goes_on(frame: pd.DataFrame, tmp_p
         cwd=tmp_path, env=ENVIRONMENT | nowhere, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    head, warning, *epochs, _ = done.stderr.splitlines()
+    head, warning, *epochs, _, following = done.stderr.splitlines()
+    assert following.startswith("Next: ")
     assert head.startswith("720 rows")
     assert warning.startswith("warning: train.compile: the steps are taken uncompiled: ")
     assert "No working C++ compiler" in warning
