@@ -18,11 +18,11 @@ MOST = 20_000  # training rows that are kept
 FAR = 1e6  # standard deviations; numbers further out are taken to here, so that squares stay exact enough
 LEAST = 1e-6  # the distance that equal rows have, whose logarithm is finite
 AT_ONCE = 1 << 20  # distances in memory at once
-BLOCK = 128
+BLOCK = 128  # reference rows of which the least distance is looked at first
 
 
 class Neighbours:
-    """Encoded training rows ``(m, features)`` and what rows are compared by:
+    """Encoded training rows ``(m, features)``, float64, and what rows are compared by:
 
     1. the columns, each in its standard deviations: what is far out;
     2. the columns' Gaussian ranks: what is far out whatever the shape of a column, and where values are rare;
@@ -49,7 +49,7 @@ class Neighbours:
 
     @cached_property
     def _references(self) -> list[Tensor]:
-        return [view(self.reference.double()) for view in self._views]
+        return [view(self.reference) for view in self._views]
 
     def _standard(self, y: Tensor) -> Tensor:
         mean, scale = self._moments
@@ -58,7 +58,7 @@ class Neighbours:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        numbers = self._numbers(self.reference.double())
+        numbers = self._numbers(self.reference)
         return numbers.mean(0), numbers.std(0, correction=0).clamp(min=1e-12)
 
     def _numbers(self, y: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Neighbours:
 
     @cached_property
     def _sorted(self) -> Tensor:
-        return self._standard(self.reference.double()).T.contiguous().sort(1).values
+        return self._standard(self.reference).T.contiguous().sort(1).values
 
     @torch.no_grad()
     def _latents(self, y: Tensor) -> Tensor:
