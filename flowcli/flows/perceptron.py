@@ -34,8 +34,6 @@ class Layer(NamedTuple):
 
 def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """Rows ``(n, inputs)`` to ``(n, outputs)``: layers with SiLU between them, on the inputs as :func:`seen`."""
-    if torch.compiler.is_compiling():  # which writes the gradient out itself
-        return _plain(x, layers)
     if torch.is_grad_enabled():
         parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
         out: Tensor = _Perceptron.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
@@ -59,13 +57,6 @@ def masked(weight: Tensor, mask: Tensor) -> Tensor:
     """The weight, through which gradients come back masked."""
     out: Tensor = _MaskGradient.apply(weight, mask)  # type: ignore[no-untyped-call]
     return out
-
-
-def _plain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """The same, as autograd sees it: slower, and the meaning of the rest."""
-    for i, (weight, bias, mask) in enumerate(layers):
-        x = F.linear(F.silu(x) if i else seen(x), weight if mask is None else masked(weight, mask), bias)
-    return x
 
 
 def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,13 +88,24 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, silu: bool = False
         and (a.is_contiguous() or a.T.is_contiguous())
         and (b.is_contiguous() or b.T.is_contiguous())
     ):
-        found: Tensor = ONEDNN(a, b, bias, "swish" if silu else "none", [], "")
+        found: Tensor = (_opaque if torch.compiler.is_compiling() else _onednn)(a, b, bias, silu)
         return found
     if m < NARROW:
         found = (b @ a.T if bias is None else torch.addmm(bias[:, None], b, a.T)).T
     else:
         found = a @ b.T if bias is None else torch.addmm(bias, a, b.T)
     return F.silu(found, inplace=True) if silu else found
+
+
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    assert ONEDNN is not None
+    found: Tensor = ONEDNN(a, b, bias, "swish" if silu else "none", [], "")
+    return found
+
+
+# What torch.compile calls as it is. Of the operator itself it thinks that its weights are frozen.
+_opaque = torch.library.custom_op("flowcli::product", _onednn, mutates_args=())
+_opaque.register_fake(lambda a, b, bias, silu: a.new_empty(len(a), len(b)))
 
 
 class _Perceptron(torch.autograd.Function):

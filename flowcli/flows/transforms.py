@@ -47,7 +47,7 @@ class Affine(Transform):
         return self.bound * torch.tanh(raw / self.bound), shift
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             log_scale, shift = self._split(parameters)
             return x * log_scale.exp() + shift, log_scale
         y, log_scale = _Affine.apply(x, parameters, self.bound)  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from flowcli.training.state import Average, Counters, State, Tensors, copy_of, l
 WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 steps
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
 MAX_RETREATS = 3
+COMPILED_FROM = 10_000  # steps after which `train.compile: auto` compiles: they took longer than compiling will
+COMPILING = 60.0  # seconds that must be left for it
 NO_DENSITY = -1e6  # the log-density that a held-out row without one counts with
 
 
@@ -104,8 +107,6 @@ class Trainer:
             self.state = start
             self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
-        if self.settings.compile:
-            self._compile()
         try:
             while self._goes_on():
                 self.state = self._epoch(self.state)
@@ -143,6 +144,7 @@ class Trainer:
         """The steps of a window; False when too many in a row went wrong."""
         self.clock.lap("data")
         c = self.counters
+        self.forward = self._compiled if self._worth_compiling() else self.flow
         self.flow.train()
         shuffle = torch.Generator().manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window))
         noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window + 1))
@@ -202,15 +204,30 @@ class Trainer:
         context = None if data.context is None else data.context[index].to(self.device)
         return data.y[index].to(self.device), context
 
-    def _compile(self) -> None:
-        """Let the steps call the flow compiled for batches of their size, or say why not."""
+    def _worth_compiling(self) -> bool:
+        """What ``auto`` decides hangs on the steps and not on the clock, unless the fit does: resumed, it takes the same
+        steps."""
+        if self.settings.compile != "auto":
+            return self.settings.compile
+        taken, all_steps = self.counters.step, self.settings.epochs * self.steps
+        table_on_cpu = self.device.type == "cpu" and self.codec.shape is None
+        time_left = self.max_seconds - self.counters.seconds > COMPILING
+        return table_on_cpu and time_left and taken >= COMPILED_FROM and all_steps >= 2 * COMPILED_FROM
+
+    @cached_property
+    def _compiled(self) -> Forward:
+        """The flow compiled for batches of the steps' size; as it is where that cannot be, and if that was asked for,
+        says why."""
         self.clock.lap("other")
         some = torch.arange(self.batch, device=self.home)[self.share] % len(self.held_out.y)
+        forward: Forward = self.flow
         try:
-            self.forward = compiled(self.flow, *self._batch(self.held_out, some))
+            forward = compiled(self.flow, *self._batch(self.held_out, some))
         except CannotCompile as error:
-            self.progress.say(f"train.compile: the steps are taken uncompiled: {error}.")
+            if self.settings.compile != "auto":
+                self.progress.say(f"train.compile: the steps are taken uncompiled: {error}.")
         self.clock.lap("compiling")
+        return forward
 
     def _poll(self) -> None:
         if self.group.any(self.stopped()):
