@@ -205,8 +205,8 @@ class Trainer:
         return data.y[index].to(self.device), context
 
     def _worth_compiling(self) -> bool:
-        """What ``auto`` decides hangs on the steps and not on the clock, unless the fit does: resumed, it takes the same
-        steps."""
+        """What ``auto`` decides hangs on the steps and not on the clock, unless the fit does: a resumed fit takes the
+        same steps."""
         if self.settings.compile != "auto":
             return self.settings.compile
         taken, all_steps = self.counters.step, self.settings.epochs * self.steps
