@@ -103,7 +103,8 @@ def score(
         score_shard(shard, score_rows, data, output, only_anomalies)
         return
 
-    found = pieces(read_source(data, fitted, format).batches(), fitted.codec.rows_at_once)
+    source = read_source(data, fitted, format).batches()
+    found = pieces(source, fitted.codec.rows_at_once, together=score_rows.together)
     batches = in_one_schema(in_order(score_rows, found, fitted.threads))
     if fdr is not None:
         batches = _discoveries(batches, fdr)

@@ -79,7 +79,7 @@ def score_shard(shard: str, score_rows: RowScorer[Scorer], data: list[str], outp
         items = (
             (part, piece)
             for part in todo
-            for piece in pieces(inputs.read(part, wanted), model.codec.rows_at_once, part.row)
+            for piece in pieces(inputs.read(part, wanted), model.codec.rows_at_once, part.row, score_rows.together)
         )
         return in_order(scored, items, model.threads, alike=True)
 

@@ -18,6 +18,7 @@ from flowcli.scoring.predict import Predictor
 from flowcli.scoring.score import Scorer
 
 PLACE = pa.schema([("row_id", pa.int64()), ("source", pa.string())])
+TOGETHER = 4
 
 S = TypeVar("S", bound=Scorer | Predictor)  # what gives a batch its columns
 
@@ -30,11 +31,15 @@ class Piece(NamedTuple):
     batch: pa.RecordBatch
 
 
-def pieces(batches: Iterable[tuple[str, pa.RecordBatch]], size: int, row: int = 0) -> Iterator[Piece]:
-    """The batches of files in pieces of ``size`` rows and a shorter one at the end of each; ``row`` is the first's."""
+def pieces(
+    batches: Iterable[tuple[str, pa.RecordBatch]], size: int, row: int = 0, together: int = 1
+) -> Iterator[Piece]:
+    """The batches of files in pieces of ``size`` rows and a shorter one at the end of each; ``row`` is the first's.
+    Where nothing is missing, which takes long, ``together`` times so many."""
     for file, batch in batches:
-        for start in range(0, batch.num_rows, size):
-            yield Piece(row + start, spelled(file), batch.slice(start, size))
+        step = size if any(column.null_count for column in batch.columns) else together * size
+        for start in range(0, batch.num_rows, step):
+            yield Piece(row + start, spelled(file), batch.slice(start, step))
         row += batch.num_rows
 
 
@@ -64,6 +69,12 @@ class RowScorer(Generic[S]):
             [*place, *(batch.column(name) for name in kept.names), *scores.columns],
             names=[*PLACE.names, *kept.names, *scores.schema.names],
         )
+
+    @property
+    def together(self) -> int:
+        """How many of the flow's batches are worth taking at once: reading has costs of its own for each. One, where
+        rows take long."""
+        return 1 if isinstance(self.scorer, Scorer) and self.scorer.explain else TOGETHER
 
     def kept(self, columns: pa.Schema) -> pa.Schema:
         """Those of an input's columns that are kept. Raises as a call does."""
