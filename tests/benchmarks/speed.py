@@ -4,8 +4,10 @@
 
 Each row of the table is a flow of one shape. All contenders are built in one process with the same depth, width, bins
 and batch (``peers.py``), and their calls alternate; figures are medians, in rows a second. A training step is forward,
-backward and a fused Adam; ours also clips the gradient, decays the weights and averages them, as ``fit`` does.
-``log_prob`` and ``sample`` take 4096 rows without gradients. The ratio is to the fastest peer.
+backward and a fused Adam; ours also clips the gradient, decays the weights and averages them, as ``fit`` does, and is
+timed as written and, but with ``--quick``, compiled (``train.compile``). ``log_prob`` and ``sample`` take 4096 rows
+without gradients. Each contender's turn is of as many calls as 20 ms hold, one after the other as a fit makes them. The
+ratio is to the fastest peer.
 
 The floor is the time of the matrix products that the weights which are not masked need (for a training step three
 times those of a density, but for the gradient of the first layer's input), at the rate that plain ``torch.matmul`` of
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 from flowcli.flows.flow import Flow
 from flowcli.flows.nets import MaskedLinear
 from flowcli.flows.registry import build
+from flowcli.training.compiled import compiled
 from flowcli.training.state import Average
 from tests.benchmarks.machine import machine
 from tests.benchmarks.peers import BINS, Contender, Shape, peers
@@ -52,10 +55,12 @@ SHAPES = (
     Shape("radial", 6, 0, 64, 512),
 )
 WIDTHS = tuple(Shape("maf", d, 256, 5, 512) for d in (8, 32, 128, 512))  # how cost grows with columns
+OURS = ("flowcli", "compiled")
 ROWS = 4096  # of a density and of draws
 CLIP = 5.0  # of the gradient, as `fit` has it
 FEWEST, MOST = 3, 101  # rounds
 WIDEST = 64  # columns up to which peers, which take a pass for each, are let draw
+TURN = 0.02  # seconds
 CHECKED = 4  # rows
 
 
@@ -68,6 +73,14 @@ def ours(shape: Shape) -> tuple[Contender, Flow]:
         options |= {"order": "reverse", "direction": "maf"} if type_ == "maf" else {"mixing": "none", "levels": "auto"}
     flow = build(type_, shape.features, base="gaussian", components=1, whiten=False, **options).float()
     return Contender("flowcli", flow, flow, lambda x: flow.bijection(x)[0], flow.sample), flow
+
+
+def as_compiled(shape: Shape, x: Tensor) -> Contender:
+    """The same flow as ``fit`` compiles it once it has taken 10,000 steps."""
+    contender, flow = ours(shape)
+    moved(flow)
+    forward = compiled(flow, x, None)
+    return contender._replace(library="compiled", log_prob=lambda x: forward(x, None))
 
 
 def moved(module: nn.Module) -> nn.Module:
@@ -139,21 +152,29 @@ def weights(flow: Flow) -> tuple[int, int]:
 
 def interleaved(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
     """Median seconds of each, in rounds that alternate between them."""
-    for call in calls.values():
+    turns = {}
+    for name, call in calls.items():
         call()
+        turns[name] = max(1, round(TURN / timed(call, 1)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     while len(next(iter(times.values()))) < FEWEST or (
         time.perf_counter() - began < seconds * len(calls) and len(next(iter(times.values()))) < MOST
     ):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(call, turns[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure(shape: Shape, seconds: float) -> dict[str, Any]:
+def timed(call: Callable[[], Any], times: int) -> float:
+    """Seconds of a call, of so many."""
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times
+
+
+def measure(shape: Shape, seconds: float, compiling: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     mine, flow = ours(shape)
     contenders = [mine, *peers(shape)]
@@ -171,7 +192,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
         return lambda: [torch.matmul(a, w) for _ in range(4)]
 
     without = torch.no_grad()
-    training = {c.library: step_of(c, x) for c in contenders}
+    training = {c.library: step_of(c, x) for c in [*contenders, *([as_compiled(shape, x)] if compiling else [])]}
     density = {c.library: without(lambda c=c: c.log_prob(many)) for c in contenders}
     drawing = contenders if shape.features <= WIDEST else [mine]
     draws = {c.library: without(lambda c=c: c.sample(ROWS)) for c in drawing if c.sample}
@@ -184,12 +205,14 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
     ):
         found = interleaved({**calls, "matmul": matmul(rows)}, seconds)
         floor = found.pop("matmul") / (4 * side**2) * products
-        best = min((t for name, t in found.items() if name != "flowcli"), default=None)
+        best = min((t for name, t in found.items() if name not in OURS), default=None)
         out[what] = {
             "rows_per_second": {name: rows / t for name, t in found.items()},
             "ratio": best / found["flowcli"] if best else None,
             "of_floor": floor / found["flowcli"] if shape.hidden else None,
         }
+        if best and "compiled" in found:
+            out[what]["compiled_ratio"] = best / found["compiled"]
     out["sample"]["of_log_prob"] = (
         out["log_prob"]["rows_per_second"]["flowcli"] / out["sample"]["rows_per_second"]["flowcli"]
     )
@@ -200,10 +223,9 @@ def line(r: dict[str, Any], what: str) -> str:
     shape = f"{r['flow']:<15}{r['features']:>4}{r['hidden']:>5}{r['layers']:>4}{r['batch']:>5}"
     speeds = r[what]["rows_per_second"]
     cells = "".join(
-        f"{speeds[name]:>12,.0f}" if name in speeds else f"{'':>12}"
-        for name in ("flowcli", "zuko", "nflows", "normflows")
+        f"{speeds[name]:>12,.0f}" if name in speeds else f"{'':>12}" for name in (*OURS, "zuko", "nflows", "normflows")
     )
-    ratio = f"{r[what]['ratio']:>8.2f}" if r[what]["ratio"] else f"{'':>8}"
+    ratio = "".join(f"{r[what][key]:>9.2f}" if r[what].get(key) else f"{'':>9}" for key in ("ratio", "compiled_ratio"))
     floor = f"{r[what]['of_floor']:>7.0%}" if r[what]["of_floor"] else f"{'':>7}"
     times = f"{r[what]['of_log_prob']:>7.2f}" if "of_log_prob" in r[what] else ""
     return f"{shape}  {what:<14}{cells}{ratio}{floor}{times}"
@@ -219,14 +241,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     bytes(31 << 20)  # glibc keeps freed memory from here on, for all, as the command line has it do
     print(
-        f"{'flow':<15}{'D':>4}{'hid':>5}{'lay':>4}{'bat':>5}  {'rows a second':<14}{'flowcli':>12}{'zuko':>12}"
-        f"{'nflows':>12}{'normflows':>12}{'ratio':>8}{'floor':>7}  /log_prob"
+        f"{'flow':<15}{'D':>4}{'hid':>5}{'lay':>4}{'bat':>5}  {'rows a second':<14}{'flowcli':>12}{'compiled':>12}"
+        f"{'zuko':>12}{'nflows':>12}{'normflows':>12}{'ratio':>9}{'compiled':>9}{'floor':>7}  /log_prob"
     )
     results = []
     for shape in (*SHAPES, *(() if options.quick else WIDTHS)):
         if not shape.flow.startswith(options.only or ""):
             continue
-        results.append(measure(shape, 0.3 if options.quick else options.seconds))
+        results.append(measure(shape, 0.3 if options.quick else options.seconds, not options.quick))
         for what in ("training step", "log_prob", "sample"):
             print(line(results[-1], what), flush=True)
     if not options.quick and not options.only:
