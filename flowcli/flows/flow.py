@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from flowcli.flows.base import Base
 from flowcli.flows.bijection import Bijection, Chain
+from flowcli.flows.mixed import Mixed
 from flowcli.flows.multiscale import MultiScale
+from flowcli.flows.spread import Spread
 
 
 class Flow(nn.Module):
@@ -39,6 +41,24 @@ class Flow(nn.Module):
     def start(self, x: Tensor, context: Tensor | None = None) -> None:
         """Let every layer set what it begins from data; ``x`` are training rows in the flow's own precision."""
         self.bijection.start(x, context)
+
+    @torch.no_grad()
+    def under_choices(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """What hangs on each of :attr:`spreads` of log-densities of rows, with every choice for it: ``(spreads ·
+        choices, n)``. See :mod:`flowcli.flows.spread`."""
+        found = []
+        for layer in self.bijection:
+            if isinstance(layer, Mixed) and layer.levels.log_spread is not None:
+                found.append(layer.levels.under_choices(x[:, : layer.levels.features], context))
+        for base in self.base.modules():
+            if isinstance(base, Spread):
+                found.append(base.under_choices(self.bijection(x, context)[0][:, -base.features :]))
+        return torch.cat(found)
+
+    @property
+    def spreads(self) -> list[Tensor]:
+        """The s of each part that has one: zero until they are set."""
+        return [tensor for name, tensor in self.named_buffers() if name.endswith("log_spread")]
 
     @property
     def latent_sizes(self) -> list[int]:

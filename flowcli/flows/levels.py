@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flowcli.flows.base import HALF_LOG_2PI
 from flowcli.flows.bijection import Bijection
 from flowcli.flows.nets import MaskedMLP
+from flowcli.flows.spread import CHOICES
 
 
 class Cells(NamedTuple):
@@ -124,6 +125,7 @@ class Levels(Bijection):
 
     frequencies: Tensor
     counts: Tensor
+    log_spread: Tensor | None
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class Levels(Bijection):
         self.net = MaskedMLP(widths, context, hidden if self.before + context else [], self.sizes)
         self.register_buffer("frequencies", torch.cat([column.frequencies for column in cells]), persistent=False)
         self.register_buffer("counts", torch.tensor(self.sizes), persistent=False)
+        self.register_buffer("log_spread", torch.zeros(()) if context else None)
         for i, parent in enumerate(self.parents):
             if parent is not None:
                 self.register_buffer(f"known_{i}", torch.zeros(self.sizes[parent], self.sizes[i]))
@@ -157,6 +160,8 @@ class Levels(Bijection):
     def _masses(self, i: int, logits: Tensor, codes: Sequence[Tensor], exact: torch.dtype) -> _Masses:
         """Column i's, from the network's ``logits (n, K)`` and the codes ``(n, 1)`` of the columns before."""
         frequencies = self.frequencies.split(self.sizes)[i]
+        if self.log_spread is not None:
+            logits = logits * torch.exp(-self.log_spread)
         logits = frequencies.log().to(logits.dtype) + logits
         parent = self.parents[i]
         if parent is not None:
@@ -169,8 +174,7 @@ class Levels(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         codes, exact = self.codes(x), _exact(x)
-        columns = codes.split(1, 1)
-        logits = self.net(self.embedding(codes)[:, : self.before].to(x.dtype), context).split(self.sizes, 1)
+        columns, logits = codes.split(1, 1), self._logits(codes, x.dtype, context)
         logs, below = [], []
         for i in range(self.features):
             masses = self._masses(i, logits[i], columns, exact)
@@ -200,6 +204,26 @@ class Levels(Bijection):
         u = (v - torch.cat(below, 1)) / log_masses.detach().to(exact).exp()
         x = torch.cat(codes, 1) + self._inside(u, y.dtype)
         return x.to(y.dtype), -_log_det(log_masses, y)
+
+    def under_choices(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Log-masses ``(len(CHOICES), n)`` of rows with each s, of what :mod:`flowcli.flows.spread` is about; the last
+        stays."""
+        assert self.log_spread is not None
+        codes, exact = self.codes(x), _exact(x)
+        columns, logits = codes.split(1, 1), self._logits(codes, x.dtype, context)
+        found = []
+        for choice in CHOICES:
+            self.log_spread.fill_(choice)
+            logs = [self._masses(i, logits[i], columns, exact).log(columns[i]) for i in range(self.features)]
+            found.append(torch.cat(logs, 1).sum(1))
+        return torch.stack(found)
+
+    def _logits(self, codes: Tensor, dtype: torch.dtype, context: Tensor | None) -> Sequence[Tensor]:
+        """Each column's ``(n, K)``."""
+        logits: Sequence[Tensor] = self.net(self.embedding(codes)[:, : self.before].to(dtype), context).split(
+            self.sizes, 1
+        )
+        return logits
 
     def _inside(self, u: Tensor, dtype: torch.dtype) -> Tensor:
         """Places ``(n, D)`` kept off both ends of their cells by K ulps of 1 in ``dtype``.

@@ -17,6 +17,7 @@ from flowcli.flows.multiscale import MultiScale, Squeeze
 from flowcli.flows.nets import ConvNet, RowNet
 from flowcli.flows.planar import Planar
 from flowcli.flows.radial import Radial
+from flowcli.flows.spread import Spread
 from flowcli.flows.transforms import Affine, Spline, Transform
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -220,8 +221,8 @@ def build(
 
     ``shape`` says that the rows are images. ``cells`` says that the first columns are discrete: the flow of the type
     is then of the others, given these, and need not be where there are no others; ``parents`` names for each one before
-    it, or none, that it begins from. ``whiten`` puts a
-    :class:`Triangular` layer first, for other rows than images. Raises ValueError when a flow cannot take images of
+    it, or none, that it begins from. ``whiten`` puts a :class:`Triangular` layer first, for other rows than images; of
+    those the base has a :class:`Spread` where there is a context. Raises ValueError when a flow cannot take images of
     that shape.
     """
     if type in IMAGE_FLOWS:
@@ -233,6 +234,8 @@ def build(
         stack += [Triangular(continuous)] if whiten and shape is None else []
         stack += FLOWS[type](continuous, context + (levels.embedding.width if levels else 0), **options)
     latent = _base(base, continuous, components)
+    if context and continuous and shape is None:
+        latent = Spread(latent)
     return Flow([Mixed(levels, stack)], Product(len(cells), latent)) if levels else Flow(stack, latent)
 
 

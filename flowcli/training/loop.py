@@ -16,6 +16,7 @@ from flowcli.baseline import Baseline
 from flowcli.data.codec import Codec, Rows
 from flowcli.errors import TrainingError, UsageError
 from flowcli.flows.flow import Flow
+from flowcli.flows.spread import CHOICES, widest_as_good
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.clock import Clock
@@ -272,17 +273,27 @@ class Trainer:
 
     @torch.no_grad()
     def _held_out_log_prob(self) -> Tensor:
-        """``(rows,)``, of the averaged weights."""
-        averaged, held_out, chunk = self.average.module, self.held_out, self.codec.rows_at_once
+        """``(rows,)``, of the averaged weights, whose parts take the spreads that suit these rows best."""
+        averaged = self.average.module
+        assert isinstance(averaged, Flow)
         averaged.eval()
-        log_prob = torch.zeros(len(held_out.y), dtype=torch.float64)
-        for i in range(0, len(log_prob), chunk):
+        spreads = averaged.spreads
+        if spreads:
+            log_probs = self._of_held_out(len(spreads) * len(CHOICES), averaged.under_choices)
+            for spread, under in zip(spreads, log_probs.split(len(CHOICES)), strict=True):
+                spread.copy_(widest_as_good(under.nan_to_num(NO_DENSITY, neginf=NO_DENSITY)))
+        return self._of_held_out(1, averaged)[0]
+
+    def _of_held_out(self, k: int, figures: Forward) -> Tensor:
+        """``(k, rows)``: the ``(k, n)`` that ``figures`` makes of encoded rows and their context, a chunk at a time."""
+        found, chunk = torch.zeros(k, len(self.held_out.y), dtype=torch.float64), self.codec.rows_at_once
+        for i in range(0, found.shape[1], chunk):
             self._poll()
-            share = self.group.share(min(chunk, len(log_prob) - i))
+            share = self.group.share(min(chunk, found.shape[1] - i))
             mine = slice(i + share.start, i + share.stop)
             if mine.stop > mine.start:
-                log_prob[mine] = averaged(*self._batch(held_out, mine)).double().cpu()
-        return self.group.sum(log_prob)
+                found[:, mine] = figures(*self._batch(self.held_out, mine)).double().cpu()
+        return self.group.sum(found)
 
     def _save(self, state: State, evaluation: Evaluation | None) -> None:
         self.on_state(state, evaluation)
