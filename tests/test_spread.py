@@ -93,7 +93,7 @@ def test_the_widest_as_good_is_taken() -> None:
     assert float(widest_as_good(log_probs)) == pytest.approx(0.3, abs=0.051)
     few = log_probs[:, :50]
     likeliest = few.mean(1).argmax()
-    chosen = int((CHOICES == widest_as_good(few)).nonzero())
+    chosen = int((widest_as_good(few) == CHOICES).nonzero())
     assert chosen > likeliest
     loss = few[likeliest] - few  # the next wider one would be too unlikely
     short = loss.mean(1) > loss.std(1) / math.sqrt(50)
