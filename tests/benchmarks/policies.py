@@ -3,10 +3,10 @@
     python -m tests.benchmarks.policies --data DIR [--seeds 5] [--only pendulum mixed car]
 
 DIR holds ``rl/sb_expert_pendulum.npz``: 100 logged episodes of an expert. A flow and a Gaussian policy with the same
-networks are cloned from the first 50 and act from where the other 50 began, so that returns are compared start by
-start; likewise for two mixed experts of ours. Mountain Car is explored by random actions, by plans for random rewards
-and by plans for the density's bonus. Prints a table of each and writes ``results/policies.json``, in which parts that
-were not run stay as they were.
+networks are cloned from four fifths of them and act from where the others began, for each fifth in turn, so that
+returns are compared start by start; likewise, from new starts, for two mixed experts of ours. Mountain Car is explored
+by random actions, by plans for random rewards and by plans for the density's bonus. Prints a table of each and writes
+``results/policies.json``, in which parts that were not run stay as they were. ``--seeds`` are those of the latter two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from recipes.pendulum import GAUSSIAN, HOLD, STATE, STEPS, acting, clone, compar
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
-LEARNED = 50  # episodes of the logs
+FOLDS = 5
 SMOOTH = ["train.noise=0.05"]  # few rows are of the way up
 MOVING = 60  # steps of each; after them the pendulum rests, and half of all rows would be one and the same
 EPISODES = 40  # of exploration
@@ -34,24 +34,33 @@ EXPLORERS = {"random actions": None, "plans for random rewards": whims, "plans f
 Floats = NDArray[np.float64]
 
 
-def logged(data: Path) -> tuple[pd.DataFrame, Floats, Floats]:
-    """Logs to learn from, with a little noise on the torque (:func:`jittered`: this expert has none); where the other
-    episodes began, and the expert's returns in them."""
+class Logged(NamedTuple):
+    """Rows ``(episodes, steps)``, where each episode began, and the expert's return in it."""
+
+    rows: pd.DataFrame
+    starts: Floats
+    returns: Floats
+
+
+def logged(data: Path) -> Logged:
+    """The logs, with a little noise on the torque (:func:`jittered`: this expert has none)."""
     with np.load(data / "rl" / "sb_expert_pendulum.npz") as file:
         observations, torques = file["obs"].astype(np.float64), file["actions"][:, 0].astype(np.float64)
         begins, returns = np.flatnonzero(file["episode_starts"]), file["episode_returns"].astype(np.float64)
-    logs = pd.DataFrame(observations, columns=STATE).assign(torque=jittered(torques, 0))
-    early = (np.arange(LEARNED)[:, None] * STEPS + np.arange(MOVING)).ravel()
-    cos, sin, speed = observations[begins[LEARNED:]].T
-    return logs.iloc[early], np.stack([np.arctan2(sin, cos), speed], 1), returns[LEARNED:]
+    rows = pd.DataFrame(observations, columns=STATE).assign(torque=jittered(torques, 0))
+    cos, sin, speed = observations[begins].T
+    return Logged(rows, np.stack([np.arctan2(sin, cos), speed], 1), returns)
 
 
-def cloned(data: Path, seed: int) -> dict[str, Floats]:
-    """Returns of the expert and of its clones from the same starts."""
-    logs, starts, expert = logged(data)
-    found = {"expert": expert}
+def cloned(logs: Logged, fold: int) -> dict[str, Floats]:
+    """Returns of the expert in a fifth of the episodes, and of its clones that have not seen them, from where they
+    began."""
+    held_out = np.arange(len(logs.starts)) % FOLDS == fold
+    rows = (np.flatnonzero(~held_out)[:, None] * STEPS + np.arange(MOVING)).ravel()
+    found, starts = {"expert": logs.returns[held_out]}, logs.starts[held_out]
     for name, settings in (("flow", []), ("gaussian", GAUSSIAN)):
-        found[name] = play(acting(clone(logs, [*SMOOTH, *settings], seed)), len(starts), seed, starts=starts)[0]
+        model = clone(logs.rows.iloc[rows], [*SMOOTH, *settings], fold)
+        found[name] = play(acting(model), len(starts), fold, starts=starts)[0]
     return found
 
 
@@ -105,7 +114,8 @@ def explored(seeds: int) -> dict[str, Any]:
 
 
 def pendulum(data: Path, seeds: int) -> dict[str, Any]:
-    found = figures([cloned(data, seed) for seed in range(seeds)])
+    logs = logged(data)
+    found = figures([cloned(logs, fold) for fold in range(FOLDS)])
     show("Pendulum: mean return, difference from the expert's", found)
     return found
 
