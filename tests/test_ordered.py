@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from flowcli.ordered import in_order
+from flowcli.scoring.rows import pieces
 
 
 def idle(threads: set[threading.Thread]) -> bool:
@@ -140,3 +143,13 @@ def test_who_wants_no_more_does_not_wait() -> None:
     assert time.monotonic() - before < 5
     release.set()
     assert len(begun) <= 6
+
+
+def test_rows_are_cut_into_pieces_in_order_smaller_where_values_are_missing() -> None:
+    whole = pa.RecordBatch.from_pydict({"x": np.arange(10.0)})
+    holey = pa.RecordBatch.from_pydict({"x": [1.0, None, 3.0, 4.0, 5.0]})
+    found = list(pieces([("a", whole), ("b", holey)], 2, row=100, together=3))
+    assert [(piece.row, piece.file, piece.batch.num_rows) for piece in found] == [
+        (100, "a", 6), (106, "a", 4), (110, "b", 2), (112, "b", 2), (114, "b", 1)
+    ]  # fmt: skip
+    assert pa.concat_batches([piece.batch for piece in found]).equals(pa.concat_batches([whole, holey]))
