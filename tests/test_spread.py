@@ -16,6 +16,7 @@ import flowcli
 from flowcli.flows.base import Gaussian, StudentT
 from flowcli.flows.flow import Flow
 from flowcli.flows.levels import Cells
+from flowcli.flows.outline import outline
 from flowcli.flows.registry import build
 from flowcli.flows.spread import CHOICES, Spread, widest_as_good
 from flowcli.model import Model
@@ -121,6 +122,7 @@ def test_noise_does_not_widen_what_is_predicted(frame: pd.DataFrame, tmp_path: P
     model = flowcli.fit(RECIPE, frame[:1500], run=tmp_path / "run")
     (spread,) = model.flow.spreads
     assert float(spread) < -0.5
+    assert outline(model.flow).parts[-1].name == f"base StudentT, {math.exp(float(spread)):.2f} times as wide"
     test = frame[1500:]
     narrow = model.log_prob(test).mean()
     assert Model.load(tmp_path / "run").log_prob(test).mean() == pytest.approx(narrow, abs=1e-9)

@@ -11,6 +11,7 @@ from torch import nn
 from flowcli.flows.bijection import Bijection, Chain
 from flowcli.flows.flow import Flow
 from flowcli.flows.multiscale import MultiScale
+from flowcli.flows.spread import Spread
 from flowcli.flows.transforms import Spline, Transform
 
 LONGEST = 4  # nodes that may repeat together
@@ -67,8 +68,11 @@ def _scales(module: MultiScale) -> Iterator[Node]:
 
 def _node(name: str, module: nn.Module) -> Node:
     """A network or a base: one line, with the shapes of its weights in order."""
+    kind, wide = module, ""
+    if isinstance(module, Spread):
+        kind, wide = module.narrow, f", {math.exp(float(module.log_spread)):.2f} times as wide"
     weights = ", ".join(_shape(p.shape) for p in module.parameters() if p.ndim > 1)
-    return Node(f"{name} {type(module).__name__}", weights, _count(module))
+    return Node(f"{name} {type(kind).__name__}{wide}", weights, _count(module))
 
 
 def _bend(transform: Transform) -> str:
