@@ -212,7 +212,7 @@ class Levels(Bijection):
         codes, exact = self.codes(x), _exact(x)
         columns, logits = codes.split(1, 1), self._logits(codes, x.dtype, context)
         found = []
-        for choice in CHOICES:
+        for choice in CHOICES.tolist():
             self.log_spread.fill_(choice)
             logs = [self._masses(i, logits[i], columns, exact).log(columns[i]) for i in range(self.features)]
             found.append(torch.cat(logs, 1).sum(1))

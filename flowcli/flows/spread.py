@@ -50,7 +50,7 @@ class Spread(Base):
     def under_choices(self, z: Tensor) -> Tensor:
         """Log-densities ``(len(CHOICES), n)`` with each s; the last stays."""
         found = []
-        for choice in CHOICES:
+        for choice in CHOICES.tolist():
             self.log_spread.fill_(choice)
             found.append(self.log_prob(z))
         return torch.stack(found)

@@ -18,7 +18,7 @@ from flowcli.scoring.predict import Predictor
 from flowcli.scoring.score import Scorer
 
 PLACE = pa.schema([("row_id", pa.int64()), ("source", pa.string())])
-TOGETHER = 4
+TOGETHER = 4  # batches of the flow's that are read, ranked and put together at once
 
 S = TypeVar("S", bound=Scorer | Predictor)  # what gives a batch its columns
 
