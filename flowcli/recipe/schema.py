@@ -295,7 +295,8 @@ class Train(Section):
     compile: bool | Literal["auto"] = "auto"
     """Compile the steps with `torch.compile`, for which the machine needs a C++ compiler. Where that fails, or gives
     another gradient, the fit goes on without. It takes 10 to 40 seconds, and makes steps 1.1 (wide affine networks) to
-    2 times (splines, small networks) as fast. `auto`: tables, on a CPU, after 10,000 steps of a fit that may take 20,000."""
+    2 times (splines, small networks) as fast. `auto`: for tables on a CPU, after 10,000 steps of a fit that may take
+    20,000."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     max_time: Annotated[str, AfterValidator(_duration)] | None = None
