@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from flow_cases import CASES, jacobian_log_det, random_flow, rows
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowcli.flows import perceptron as networks
 from flowcli.flows.autoregressive import Autoregressive
 from flowcli.flows.linear import LU, Triangular
 from flowcli.flows.nets import MADE, MaskedLinear
@@ -191,22 +193,31 @@ def test_outputs_see_only_earlier_columns(features: int, hidden: list[int], cont
         assert all(jacobian[i, i - 1] != 0 for i in range(1, features))
 
 
+ONEDNN = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+
+
 @pytest.mark.parametrize("shape", [(600, 70, 90), (600, 300, 5), (4, 3, 2), (600, 5, 300), (90, 600, 70), (0, 70, 90)])
-@pytest.mark.parametrize("laid", ["rows", "columns", "every second"])
-@pytest.mark.parametrize("bent", [True, False])
-def test_products_of_any_size_and_layout(shape: tuple[int, int, int], laid: str, bent: bool) -> None:
-    n, k, m = shape
+@pytest.mark.parametrize("laid", ["rows", "columns", "a part"])
+@pytest.mark.parametrize("library", [None, ONEDNN])
+def test_products_of_any_size_and_layout(
+    shape: tuple[int, int, int], laid: str, library: Callable[..., Tensor] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "ONEDNN", library)
+    m, k, n = shape
     torch.manual_seed(0)
-    b, bias = torch.randn(m, k), torch.randn(m)
-    a = {"rows": torch.randn(n, k), "columns": torch.randn(k, n).T, "every second": torch.randn(n, 2 * k)[:, ::2]}[laid]
-    exact = a.double() @ b.double().T
-    for found, expected in ((product(a, b), exact), (product(a, b, bias, bent), exact + bias)):
-        wanted = F.silu(expected) if bent and expected is not exact else expected
-        assert found.shape == (n, m)
-        assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-4)
+    a = {"rows": torch.randn(m, k), "columns": torch.randn(k, m).T, "a part": torch.randn(m, k + 9)[:, :k]}[laid]
+    for b in (torch.randn(k, n), torch.randn(n, k).T):
+        out = torch.full((m, n + 3), torch.nan)[:, :n]
+        for found in (product(a, b), product(a, b, out), out):
+            assert found.shape == (m, n)
+            assert torch.allclose(found.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
 
 
-def test_a_large_network_in_float32_is_that_in_float64() -> None:
+@pytest.mark.parametrize("library", [None, ONEDNN])
+def test_a_large_network_in_float32_is_that_in_float64(
+    library: Callable[..., Tensor] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "ONEDNN", library)
     net = MADE(20, 2, [300, 520], 9)
     for layer in net.layers:
         torch.nn.init.normal_(layer.weight, std=0.1)
@@ -231,11 +242,11 @@ def assert_written_out(x: Tensor, layers: list[Layer]) -> None:
     for i, layer in enumerate(layers):
         weight = layer.weight if layer.mask is None else layer.weight * layer.mask
         plain = F.linear(F.silu(plain) if i else 3 * torch.asinh(plain / 3), weight, layer.bias)
-    assert (perceptron(x, layers) - plain).abs().max() < 1e-12
+    assert (perceptron(x.T, layers).T - plain).abs().max() < 1e-12
     with torch.no_grad():
-        assert (perceptron(x, layers) - plain).abs().max() < 1e-12
+        assert (perceptron(x.T, layers).T - plain).abs().max() < 1e-12
     g = torch.randn(plain.shape, dtype=torch.float64)
-    expected, got = (torch.autograd.grad(y, leaves, g) for y in (plain, perceptron(x, layers)))
+    expected, got = (torch.autograd.grad(y, leaves, g) for y in (plain, perceptron(x.T, layers).T))
     for a, b in zip(expected, got, strict=True):
         assert (a - b).abs().max() < 1e-12 * (1 + a.abs().max())
 

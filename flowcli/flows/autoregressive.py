@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowcli.flows.bijection import Bijection
+from flowcli.flows.bijection import Bijection, together
 from flowcli.flows.nets import MADE
 from flowcli.flows.transforms import Transform
 
@@ -24,6 +24,7 @@ class Autoregressive(Bijection):
         self.net = MADE(features, context, hidden, transform.count)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = together(x)
         y, log_slope = self.transform.forward(x, self.net(x, context))
         return y, log_slope.sum(-1)
 

@@ -89,3 +89,8 @@ class Reversal(Bijection):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return y.flip(1), y.new_zeros(y.shape[0])
+
+
+def together(x: Tensor) -> Tensor:
+    """The same rows of a table ``(n, features)``, each column's values together in memory, as networks compute them."""
+    return x.T.contiguous().T if x.ndim == 2 else x

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowcli.flows.bijection import Bijection
+from flowcli.flows.bijection import Bijection, together
 from flowcli.flows.nets import Conditioner
 from flowcli.flows.transforms import Transform
 
@@ -51,6 +51,7 @@ class Coupling(_Changed):
 
     def _change(self, x: Tensor, context: Tensor | None, transform: Direction) -> tuple[Tensor, Tensor]:
         start, stop, step = self.changed.start, self.changed.stop, self.changed.step
+        x = together(x)
         changed, log_slope = transform(x[:, start:stop:step], self.net(x[:, self.kept], context))
         return x.slice_scatter(changed, 1, start, stop, step), log_slope.flatten(1).sum(1)
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcli.flows.perceptron import Layer, masked, perceptron, product, seen
+from flowcli.flows.perceptron import Layer, Stairs, masked, perceptron, product, seen
+
+STEPS, SHORTEST, LEAST = 4, 40, 1 << 13  # of a masked layer's stairs: how many, their units and their weights
 
 
 class MLP(nn.Module):
@@ -29,7 +31,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = [Layer(layer.weight, layer.bias) for layer in self.hidden if isinstance(layer, nn.Linear)]
-        return perceptron(x, [*hidden, Layer(self.weight, self.bias)])
+        return perceptron(x.T, [*hidden, Layer(self.weight, self.bias)]).T
 
     def around(self, start: Tensor, x: Tensor) -> Tensor:
         """The outputs, cut into rows as long as those of ``start (m, size)`` and added to them: ``(m, n, size)``."""
@@ -126,6 +128,7 @@ class MaskedLinear(nn.Module):
             bias = -(weight * torch.randn(weight.shape)).sum(1)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.register_buffer("mask", mask, persistent=False)
+        self.stairs = _stairs(in_degrees, out_degrees)
         self.register_load_state_dict_post_hook(lambda module, _: module.remask())  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -135,7 +138,17 @@ class MaskedLinear(nn.Module):
 
     def layer(self) -> Layer:
         """What a network computes with."""
-        return Layer(self.weight, self.bias, self.mask)
+        return Layer(self.weight, self.bias, self.mask, self.stairs)
+
+
+def _stairs(in_degrees: Sequence[int], out_degrees: Sequence[int]) -> Stairs | None:
+    """Of a layer whose units are sorted by degree: few enough steps that each is worth a product of its own."""
+    m, k = len(out_degrees), len(in_degrees)
+    steps = min(STEPS, min(m, k) // SHORTEST, m * k // LEAST)
+    if steps < 2:
+        return None
+    rows = [m * (i + 1) // steps for i in range(steps)]
+    return Stairs(rows, [bisect.bisect_right(in_degrees, out_degrees[row - 1]) for row in rows])
 
 
 class _Known:
@@ -200,8 +213,8 @@ class MaskedMLP(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parameters ``(n, Σ outputs)`` from rows ``(n, Σ inputs)``."""
         if context is not None:
-            x = torch.cat([context, x], 1)
-        return perceptron(x, [layer.layer() for layer in self.layers if isinstance(layer, MaskedLinear)])
+            x = torch.cat([context.T, x.T]).T
+        return perceptron(x.T, [layer.layer() for layer in self.layers if isinstance(layer, MaskedLinear)]).T
 
     def walk(self, like: Tensor, context: Tensor | None = None) -> Walk:
         """Begin a walk over the columns, for as many rows as ``like`` has and in its precision."""
@@ -225,7 +238,7 @@ def _plus(start: Tensor, weight: Tensor, units: Tensor) -> Tensor:
     """start + W·units."""
     if torch.is_grad_enabled():
         return torch.addmm(start, weight, units)
-    return product(weight.contiguous(), units.T).add_(start)
+    return product(weight, units).add_(start)
 
 
 class Walk:

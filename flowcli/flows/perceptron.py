@@ -1,12 +1,16 @@
 """Networks of rows with their gradient written out: what conditioners, masked or not, spend their time in.
 
-Small networks are bound by how many operations they are, so a whole network is one node for autograd. Large ones are
-bound by their products, which go to the faster of the libraries that torch has.
+A unit's values for all rows lie together, ``(units, n)``: units that come first are then one block of memory, and a
+masked layer, whose units see those that come first, is a staircase of plain products (:class:`Stairs`). Small networks
+are bound by how many operations they are, so a whole network is one node for autograd.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,33 +19,37 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
-ONEDNN = (
-    torch.ops.mkldnn._linear_pointwise.default
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    else None
-)
-SMALL, THIN = 1 << 21, 8  # products, and numbers along a side, that oneDNN needs to be the faster
-NARROW = 64  # columns below which a result is computed transposed
+LARGE, THIN = 1 << 21, 8  # products, and numbers along a side, from which on the choice of a library matters
+
+
+class Stairs(NamedTuple):
+    """Where a layer's weight ``(m, k)`` can be other than zero: rows ``rows[i - 1]`` to ``rows[i]`` see the first
+    ``columns[i]`` columns. The columns do not decrease, and the last of the rows is m."""
+
+    rows: list[int]
+    columns: list[int]
 
 
 class Layer(NamedTuple):
-    """W x + b. With a ``mask``, W is zero where it is, and so is its gradient."""
+    """W x + b. With a ``mask``, W is zero where it is, and so is its gradient; ``stairs`` say roughly where."""
 
     weight: Tensor
     bias: Tensor
     mask: Tensor | None = None
+    stairs: Stairs | None = None
 
 
 def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """Rows ``(n, inputs)`` to ``(n, outputs)``: layers with SiLU between them, on the inputs as :func:`seen`."""
+    """Units ``(inputs, n)`` to ``(outputs, n)``: layers with SiLU between them, on the inputs as :func:`seen`."""
+    x = x.contiguous()
     if torch.is_grad_enabled():
         parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
         out: Tensor = _Perceptron.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
         return out
     x, _ = _seen(x)
     for layer in layers[:-1]:
-        x = product(x, layer.weight, layer.bias, silu=True)
-    return product(x, layers[-1].weight, layers[-1].bias)
+        x = F.silu(_affine(layer, x), inplace=True)
+    return _affine(layers[-1], x)
 
 
 def seen(x: Tensor) -> Tensor:
@@ -70,42 +78,92 @@ def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.copysign((a / (r + 1)).mul_(a).add_(a).log1p_().mul_(SEEN), x), r.reciprocal_()
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:
-    """a bᵀ + bias of ``(n, k)`` and ``(m, k)``; ``silu``, its SiLU.
-
-    oneDNN, which torch itself does not ask for float32 matrices, takes 0.4 to 1 times as long as MKL on processors that
-    are not Intel's, unless a matrix is small or thin. Otherwise, results of few columns are computed transposed: they
-    are written in long rows then.
-    """
-    (n, k), m = a.shape, b.shape[0]
-    work = n * m * k
-    if (
-        ONEDNN is not None
-        and work >= (SMALL if a.is_contiguous() else 3 * SMALL)  # a transposed one is copied first
-        and min(n, m, k) >= THIN
-        and a.dtype == torch.float32
-        and a.device.type == "cpu"
-        and (a.is_contiguous() or a.T.is_contiguous())
-        and (b.is_contiguous() or b.T.is_contiguous())
-    ):
-        found: Tensor = (_opaque if torch.compiler.is_compiling() else _onednn)(a, b, bias, silu)
-        return found
-    if m < NARROW:
-        found = (b @ a.T if bias is None else torch.addmm(bias[:, None], b, a.T)).T
-    else:
-        found = a @ b.T if bias is None else torch.addmm(bias, a, b.T)
-    return F.silu(found, inplace=True) if silu else found
+def _onednn() -> Callable[..., Tensor] | None:
+    """oneDNN's product, where it is the faster. torch itself asks MKL for products of float32 matrices, which on
+    processors other than Intel's takes oneDNN, that torch has as well, 0.4 to 1 times as long."""
+    cpus, processor = Path("/proc/cpuinfo"), platform.processor()
+    if cpus.exists():
+        with cpus.open() as lines:
+            processor = lines.read(200)
+    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    return None if found is None or "GenuineIntel" in processor else found.default
 
 
-def _onednn(a: Tensor, b: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    assert ONEDNN is not None
-    found: Tensor = ONEDNN(a, b, bias, "swish" if silu else "none", [], "")
+ONEDNN = _onednn()
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b of ``(m, k)`` and ``(k, n)``, b or its transpose contiguous; into ``out``, if given. By the library that is
+    the faster for such matrices."""
+    (m, k), n = a.shape, b.shape[1]
+    large = m * k * n >= LARGE and min(m, k, n) >= THIN
+    if ONEDNN is None or not large or a.dtype != torch.float32 or a.device.type != "cpu":
+        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    found = ONEDNN(a.contiguous(), b.T, None, "none", [], "")
+    return found if out is None else out.copy_(found)
+
+
+def _steps(rows: list[int], columns: list[int]) -> Iterator[tuple[slice, slice]]:
+    """The rows of each step, and the columns that these are the first to see."""
+    return zip((slice(*p) for p in pairwise([0, *rows])), (slice(*p) for p in pairwise([0, *columns])), strict=True)
+
+
+def _up(weight: Tensor, x: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """W x."""
+    if len(rows) == 1:
+        return product(weight, x)
+    found = x.new_empty(len(weight), x.shape[1])
+    for row, column in _steps(rows, columns):
+        product(weight[row, : column.stop], x[: column.stop], found[row])
     return found
 
 
-# What torch.compile calls as it is. Of the operator itself it thinks that its weights are frozen.
-_opaque = torch.library.custom_op("flowcli::product", _onednn, mutates_args=())
-_opaque.register_fake(lambda a, b, bias, silu: a.new_empty(len(a), len(b)))
+def _down(weight: Tensor, grad: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """Wᵀ g: a column is seen by the rows of its step and of all that follow."""
+    if len(rows) == 1:
+        return product(weight.T, grad)
+    found = grad.new_zeros(weight.shape[1], grad.shape[1])
+    for row, column in _steps(rows, columns):
+        product(weight[row.start :, column].T, grad[row.start :], found[column])
+    return found
+
+
+def _outer(grad: Tensor, x: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """g xᵀ, where W can be other than zero."""
+    if len(rows) == 1:
+        return product(grad, x.T)
+    found = grad.new_zeros(len(grad), len(x))
+    for row, column in _steps(rows, columns):
+        product(grad[row], x[: column.stop].T, found[row, : column.stop])
+    return found
+
+
+def _opaque(plain: Callable[..., Tensor], shape: Callable[[Tensor, Tensor], tuple[int, int]]) -> Callable[..., Tensor]:
+    """``plain`` as an operator that torch.compile calls as it is."""
+    operator = torch.library.custom_op(f"flowcli::{plain.__name__[1:]}", plain, mutates_args=())
+    operator.register_fake(lambda a, b, rows, columns: a.new_empty(shape(a, b)))
+    return operator
+
+
+OPAQUE = {
+    _up: _opaque(_up, lambda weight, x: (len(weight), x.shape[1])),
+    _down: _opaque(_down, lambda weight, grad: (weight.shape[1], grad.shape[1])),
+    _outer: _opaque(_outer, lambda grad, x: (len(grad), len(x))),
+}
+
+
+def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, n: int) -> Tensor:
+    """One of the three products of a layer with ``n`` rows: along its stairs, where it is large."""
+    m, k = layer.weight.shape
+    large = m * k * n >= LARGE
+    stairs = layer.stairs if layer.stairs and large and a.device.type == "cpu" else Stairs([m], [k])
+    # What is small stays visible to the compiler, which takes it together with what is around it.
+    call = OPAQUE[plain] if large and torch.compiler.is_compiling() else plain
+    return call(a, b, *stairs)
+
+
+def _affine(layer: Layer, x: Tensor) -> Tensor:
+    return _along(_up, layer, layer.weight, x, x.shape[1]).add_(layer.bias[:, None])
 
 
 class _Perceptron(torch.autograd.Function):
@@ -123,25 +181,27 @@ class _Perceptron(torch.autograd.Function):
                 x, slope = _seen(x)
                 before.append(slope)
             inputs.append(x)
-            x = product(x, layer.weight, layer.bias)
+            x = _affine(layer, x)
         ctx.save_for_backward(*before, *inputs, *parameters)
-        ctx.masks = [layer.mask for layer in layers]
+        ctx.layers = [(layer.mask, layer.stairs) for layer in layers]
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.masks)
+        count = len(ctx.layers)
         before, inputs, parameters = (
             ctx.saved_tensors[a:b] for a, b in ((0, count), (count, 2 * count), (2 * count, None))
         )
         found: list[Tensor | None] = []
+        grad = grad.contiguous()
         for i in reversed(range(count)):
-            slope = product(grad.T, inputs[i].T).contiguous()
-            found += [grad.sum(0), slope if ctx.masks[i] is None else slope.mul_(ctx.masks[i])]
+            layer = Layer(parameters[2 * i], parameters[2 * i + 1], *ctx.layers[i])
+            slope = _along(_outer, layer, grad, inputs[i], grad.shape[1])
+            found += [grad.sum(1), slope if layer.mask is None else slope.mul_(layer.mask)]
             if i == 0 and not ctx.needs_input_grad[0]:
                 return (None, None, *reversed(found))
-            grad = product(grad, parameters[2 * i].T)
+            grad = _along(_down, layer, layer.weight, grad, grad.shape[1])
             grad = torch.ops.aten.silu_backward(grad, before[i]) if i else grad.mul_(before[0])
         return (grad, None, *reversed(found))
 

@@ -76,16 +76,17 @@ class _Affine(torch.autograd.Function):
         bent = _tanh(raw / bound)
         log_scale = bound * bent
         scale = log_scale.exp()
-        ctx.save_for_backward(x, bent, scale)
+        ctx.save_for_backward(x, parameters, bent, scale)
         return torch.addcmul(shift, x, scale), log_scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_log_scale: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, bent, scale = ctx.saved_tensors
-        grad_x = grad_y * scale
-        grad_raw = torch.addcmul(grad_log_scale, grad_x, x).mul_(1 - bent.square())
-        return grad_x, torch.stack([grad_raw, grad_y], -1), None
+        x, parameters, bent, scale = ctx.saved_tensors
+        grad_x, grad = grad_y * scale, torch.empty_like(parameters)  # laid out as they are
+        grad[..., 0] = torch.addcmul(grad_log_scale, grad_x, x).mul_(1 - bent.square())
+        grad[..., 1] = grad_y
+        return grad_x, grad, None
 
 
 class Spline(Transform):
@@ -121,8 +122,11 @@ class Spline(Transform):
         return x, log_slope + log_bend
 
     def _chosen(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = _Bin.apply(x, parameters, self, inverse)  # type: ignore[no-untyped-call]
-        return found[:9]
+        if x.ndim == 2 and x.stride(0) == 1:  # columns that lie together: computed in the order they lie in
+            found = _Bin.apply(x.T, parameters.transpose(0, 1), self, inverse)  # type: ignore[no-untyped-call]
+            return tuple(part.T for part in found)
+        found = _Bin.apply(x, parameters, self, inverse)  # type: ignore[no-untyped-call]
+        return tuple(found)
 
     def _bend(self, x: Tensor, chosen_bin: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         x0, w, y0, h, left, right, chosen = chosen_bin
