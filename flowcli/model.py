@@ -126,7 +126,7 @@ class Model:
         compares = recipe.score.method == "neighbours"
         calibration, reference = tensors.pop("calibration", torch.empty(0)), tensors.pop("reference", None)
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        figures = 1 + images + FIGURES * compares
+        figures = 1 + images + sum(FIGURES) * compares
         calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == figures
         if reference is None:
             referred = not compares

@@ -1,4 +1,4 @@
-"""Training rows to compare others with: how far a row is from those it is nearest to, seen in three ways."""
+"""Training rows to compare others with: how far a row is from those it is nearest to, and from the flow's centre."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowcli.baseline import Baseline, scores
 from flowcli.flows.flow import Flow
 
 NEAREST = (1, 5)  # the distances to the nearest and to the fifth training row
-VIEWS = 3
-FIGURES = VIEWS * len(NEAREST)
+FIGURES = (len(NEAREST), len(NEAREST), 1)  # of each view of a row
 MOST = 20_000  # training rows that are kept
 FAR = 1e6  # standard deviations; numbers further out are taken to here, so that squares stay exact enough
 LEAST = 1e-6  # the distance that equal rows have, whose logarithm is finite
@@ -24,32 +24,36 @@ BLOCK = 128  # reference rows of which the least distance is looked at first
 class Neighbours:
     """Encoded training rows ``(m, features)``, float64, and what rows are compared by:
 
-    1. the columns, each in its standard deviations: what is far out;
+    1. the columns, each in its standard deviations: what is far out. In the city-block metric, in which one column
+       counts for less among many than in Euclid's (Aggarwal et al. 2001);
     2. the columns' Gaussian ranks: what is far out whatever the shape of a column, and where values are rare;
-    3. the flow's latents: what departs from how the columns hang together.
+    3. the flow's latents, by how far from their centre: what departs from how the columns hang together.
 
-    A density by nearest neighbours falls as r^−d with the distance r to the k-th of them (Loftsgaarden & Quesenberry
-    1965), so log r is −log p up to constants; the views are the same estimate in other coordinates.
+    A density by nearest neighbours falls as r^−d with the distance r to the k-th of them, in any norm (Loftsgaarden &
+    Quesenberry 1965), so log r is −log p up to constants; the first two are the same estimate in other coordinates. Of
+    latents the density is known, and falls with the distance from the centre.
     """
 
     def __init__(self, reference: Tensor, baseline: Baseline, flow: Flow) -> None:
         self.reference, self.baseline, self.flow = reference, baseline, flow
 
     def log_distances(self, y: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Logarithms of the distances of encoded rows ``(n, features)`` to their ``NEAREST`` training rows, view after
-        view: ``(FIGURES, n)``. Missing numbers are taken for their mean given the others."""
+        """Logarithms of the distances of encoded rows ``(n, features)`` to their ``NEAREST`` training rows, by columns
+        and by ranks, and of their latents from the centre: ``(Σ FIGURES, n)``. Missing numbers are taken for their mean
+        given the others."""
         if missing is not None and missing.any():
             y, _ = self.baseline.completed(y, missing, torch.zeros_like(y))
-        found = [_nearest(view(y), reference) for view, reference in zip(self._views, self._references, strict=True)]
+        columns, ranks = self._references
+        found = [
+            _nearest(self._standard(y), columns, _city_block),
+            _nearest(self._ranks(y), ranks, _euclidean),
+            self._latents(y).norm(dim=1)[None],
+        ]
         return torch.cat(found).clamp(min=LEAST).log()
 
-    @property
-    def _views(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        return self._standard, self._ranks, self._latents
-
     @cached_property
-    def _references(self) -> list[Tensor]:
-        return [view(self.reference) for view in self._views]
+    def _references(self) -> tuple[Tensor, Tensor]:
+        return self._standard(self.reference), self._ranks(self.reference)
 
     def _standard(self, y: Tensor) -> Tensor:
         mean, scale = self._moments
@@ -87,21 +91,28 @@ class Neighbours:
         return torch.nan_to_num(latents, nan=FAR).clamp(-FAR, FAR)
 
 
-def _nearest(x: Tensor, reference: Tensor) -> Tensor:
-    """Distances of rows ``(n, d)`` to the ``NEAREST`` of the reference rows, ``(len(NEAREST), n)``.
-
-    |a − b|² = |a|² + |b|² − 2ab, in float64: its error, a 1e-15th of |a|², is far below LEAST² for all but far rows.
-    """
-    most, past = min(max(NEAREST), len(reference)), -len(reference) % BLOCK
-    squares = torch.cat([reference.square().sum(1), reference.new_full((past,), torch.inf)])
-    columns = torch.cat([reference, reference.new_zeros(past, reference.shape[1])]).T.contiguous()
+def _nearest(x: Tensor, reference: Tensor, distances: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Distances of rows ``(n, d)`` to the ``NEAREST`` of the reference rows, ``(len(NEAREST), n)``."""
+    most = min(max(NEAREST), len(reference))
     found = []
-    for rows in x.split(max(1, AT_ONCE // len(squares))):
-        blocks = torch.addmm(squares, rows, columns, alpha=-2).unflatten(1, (-1, BLOCK))
+    for rows in x.split(max(1, AT_ONCE // len(reference))):
+        blocks = F.pad(distances(rows, reference), (0, -len(reference) % BLOCK), value=torch.inf).unflatten(
+            1, (-1, BLOCK)
+        )
         # The least k numbers lie in the k blocks of the least minima: few numbers are left to sort.
         nearest = blocks.amin(2).topk(min(most, blocks.shape[1]), largest=False).indices
         near = blocks.gather(1, nearest[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
-        least = near.topk(most, largest=False).values + rows.square().sum(1, keepdim=True)
-        found.append(least.clamp(min=0).sqrt())
-    distances = torch.cat(found)
-    return torch.stack([distances[:, min(k, most) - 1] for k in NEAREST])
+        found.append(near.topk(most, largest=False).values)
+    least = torch.cat(found)
+    return torch.stack([least[:, min(k, most) - 1] for k in NEAREST])
+
+
+def _city_block(x: Tensor, reference: Tensor) -> Tensor:
+    return torch.cdist(x, reference, p=1)
+
+
+def _euclidean(x: Tensor, reference: Tensor) -> Tensor:
+    """|a − b|² = |a|² + |b|² − 2ab, in float64: its error, a 1e-15th of |a|², is far below LEAST² for all but far
+    rows."""
+    squares = torch.addmm(reference.square().sum(1), x, reference.T, alpha=-2) + x.square().sum(1, keepdim=True)
+    return squares.clamp(min=0).sqrt()

@@ -61,10 +61,11 @@ def test_p_values_are_uniform_on_rows_like_the_training_rows(model: Model) -> No
 
 
 def test_p_values_are_not_too_small_where_few_rows_are_held_out() -> None:
-    rng, mixing = np.random.default_rng(0), np.linalg.cholesky(np.full((FIGURES, FIGURES), 0.6) + 0.4 * np.eye(FIGURES))
+    k = sum(FIGURES)
+    rng, mixing = np.random.default_rng(0), np.linalg.cholesky(np.full((k, k), 0.6) + 0.4 * np.eye(k))
     flagged = []
     for _ in range(1000):
-        held_out, others = (mixing @ rng.standard_normal((FIGURES, n)) for n in (20, 20))
+        held_out, others = (mixing @ rng.standard_normal((k, n)) for n in (20, 20))
         usual = np.sort(oddness(held_out, held_out, own=True))
         flagged.append((p_values(oddness(others, held_out), usual) <= 1 / 21).mean())
     # As many are guaranteed; without leaving each held-out row out of its own comparison they are 0.1.
@@ -95,11 +96,13 @@ def test_distances_are_those_to_the_nearest_training_rows(model: Model) -> None:
     reference = model.reference
     assert reference is not None
     found = near.log_distances(y).exp()
-    assert found.shape == (FIGURES, 7)
-    for i, view in enumerate((near._standard, near._ranks, near._latents)):
-        brute = (view(y)[:, None] - view(reference)[None]).square().sum(2).sqrt().sort(1).values
+    assert found.shape == (sum(FIGURES), 7)
+    for i, (view, norm) in enumerate(((near._standard, 1), (near._ranks, 2))):
+        brute = torch.linalg.vector_norm(view(y)[:, None] - view(reference)[None], norm, 2).sort(1).values
         for j, k in enumerate(NEAREST):
             assert torch.allclose(found[2 * i + j], brute[:, k - 1], rtol=1e-6, atol=2e-6)
+    z, _ = model.flow.bijection(y.float())
+    assert torch.allclose(found[-1], z[:, 1:].double().square().sum(1).sqrt(), rtol=1e-6)
 
 
 def test_ranks_do_not_change_with_a_columns_shape() -> None:

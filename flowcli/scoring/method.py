@@ -12,7 +12,7 @@ from flowcli.data.codec import Rows
 from flowcli.data.image import ImageCodec
 from flowcli.errors import UsageError
 from flowcli.model import Density, Model
-from flowcli.neighbours import VIEWS
+from flowcli.neighbours import FIGURES
 from flowcli.recipe import MethodName
 
 Floats = NDArray[np.float64]
@@ -39,7 +39,8 @@ def score(parts: Floats, model: Model, method: MethodName | None = None, own: bo
     - ``nll``: −log p.
     - ``typicality``: |log p − its mean over held-out rows|: a row may be too likely as well (Nalisnick et al. 2019).
     - ``neighbours``: the cubic mean, over three views of a row, of −log the share of held-out rows that are as far from
-      the training rows (:class:`~flowcli.neighbours.Neighbours`, :func:`oddness`): very odd in one way is odd.
+      the training rows, or from the flow's centre (:class:`~flowcli.neighbours.Neighbours`, :func:`oddness`): very odd
+      in one way is odd.
     - ``complexity``: −log p less the length of the image's PNG: what the model finds odd beyond what is hard to
       compress. Plain pictures are likely under any model of images, whatever they show (Serrà et al. 2020).
     - ``either``: the greater of ``nll`` and ``complexity``, each in standard deviations from its mean over held-out
@@ -77,7 +78,7 @@ def oddness(distances: Floats, held_out: Floats, own: bool = False) -> Floats:
     as another row is with all. Compared with itself too, it would seem more usual, and others' p-values too small.
     """
     near = [_surprise(values, others, own) for values, others in zip(distances, held_out, strict=True)]
-    views = np.mean(np.reshape(near, (VIEWS, -1, distances.shape[1])), 1)
+    views = np.array([np.mean(view, 0) for view in np.split(np.array(near), np.cumsum(FIGURES)[:-1])])
     return np.asarray(np.cbrt((views**3).mean(0)))
 
 
