@@ -70,6 +70,16 @@ def test_fdr_flags_what_the_procedure_says(folder: Path) -> None:
     assert not scores(folder, "--fdr", "0").dropna()["is_anomaly"].any()
 
 
+def test_a_level_that_no_p_value_reaches_is_said(folder: Path) -> None:
+    least = 1 / 801  # of 800 held-out rows
+    for option in ("--alpha", "--fdr"):
+        for level, told in ((0.999 * least, True), (1.001 * least, False)):
+            done = flowcli("score", "run", "new.csv", option, level, "-o", "-", cwd=folder)
+            assert done.returncode == 0
+            assert ("flags no row: beside 800 held-out rows no p-value is below 0.00125" in done.stderr) == told
+    assert not scores(folder, "--alpha", 0.999 * least)["is_anomaly"].dropna().any()
+
+
 def test_a_gate_trips_after_the_result_is_written(folder: Path) -> None:
     share, score = ODD / N, scores(folder)["score"]
     assert score[:ODD].min() > score[ODD:].max() + 1

@@ -96,6 +96,11 @@ def score(
     # With --fdr no row that has a greater p-value than Q is flagged in the end.
     level = Level(alpha=fdr if fdr is not None else alpha, threshold=threshold)
     scorer = Scorer(fitted, level, method, dequantization_samples, explain)
+    if level.alpha is not None and level.alpha < scorer.least_p_value:
+        console.warn(
+            f"{asked[0]} {level.alpha:g} flags no row: beside {len(scorer.held_out):,} held-out rows no p-value is "
+            f"below {scorer.least_p_value:.3g}. A fit with more rows, or a greater data.validation, has smaller ones."
+        )
     wanted = tuple(name.strip() for names in keep for name in names.split(","))
     text = shard is None and output_format(output, format) in ("csv", "tsv", "jsonl")
     score_rows = RowScorer(scorer, None if keep_all else wanted, text)

@@ -121,6 +121,11 @@ class Scorer:
         return np.sort(methods.score(self.model.calibration.numpy(), self.model, self.method, own=True))
 
     @property
+    def least_p_value(self) -> float:
+        """What no p-value is below: that of a row odder than all held-out rows."""
+        return 1 / (1 + len(self.held_out))
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns that a batch gets."""
         absent = {"log_prob_error" if isinstance(self.model.codec, ImageCodec) else "bits_per_dim"}
