@@ -140,9 +140,9 @@ def _outer(grad: Tensor, x: Tensor, rows: list[int], columns: list[int]) -> Tens
 
 def _opaque(plain: Callable[..., Tensor], shape: Callable[[Tensor, Tensor], tuple[int, int]]) -> Callable[..., Tensor]:
     """``plain`` as an operator that torch.compile calls as it is."""
-    operator = torch.library.custom_op(f"flowcli::{plain.__name__[1:]}", plain, mutates_args=())
-    operator.register_fake(lambda a, b, rows, columns: a.new_empty(shape(a, b)))
-    return operator
+    custom = torch.library.custom_op(f"flowcli::{plain.__name__[1:]}", plain, mutates_args=())
+    custom.register_fake(lambda a, b, rows, columns: a.new_empty(shape(a, b)))
+    return custom
 
 
 OPAQUE = {
