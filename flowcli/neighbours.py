@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -45,8 +44,8 @@ class Neighbours:
             y, _ = self.baseline.completed(y, missing, torch.zeros_like(y))
         columns, ranks = self._references
         found = [
-            _nearest(self._standard(y), columns, _city_block),
-            _nearest(self._ranks(y), ranks, _euclidean),
+            _nearest(self._standard(y), columns, norm=1),
+            _nearest(self._ranks(y), ranks, norm=2),
             self._latents(y).norm(dim=1)[None],
         ]
         return torch.cat(found).clamp(min=LEAST).log()
@@ -91,28 +90,16 @@ class Neighbours:
         return torch.nan_to_num(latents, nan=FAR).clamp(-FAR, FAR)
 
 
-def _nearest(x: Tensor, reference: Tensor, distances: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _nearest(x: Tensor, reference: Tensor, norm: int) -> Tensor:
     """Distances of rows ``(n, d)`` to the ``NEAREST`` of the reference rows, ``(len(NEAREST), n)``."""
     most = min(max(NEAREST), len(reference))
     found = []
     for rows in x.split(max(1, AT_ONCE // len(reference))):
-        blocks = F.pad(distances(rows, reference), (0, -len(reference) % BLOCK), value=torch.inf).unflatten(
-            1, (-1, BLOCK)
-        )
+        distances = torch.cdist(rows, reference, p=norm)
+        blocks = F.pad(distances, (0, -len(reference) % BLOCK), value=torch.inf).unflatten(1, (-1, BLOCK))
         # The least k numbers lie in the k blocks of the least minima: few numbers are left to sort.
         nearest = blocks.amin(2).topk(min(most, blocks.shape[1]), largest=False).indices
         near = blocks.gather(1, nearest[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
         found.append(near.topk(most, largest=False).values)
     least = torch.cat(found)
     return torch.stack([least[:, min(k, most) - 1] for k in NEAREST])
-
-
-def _city_block(x: Tensor, reference: Tensor) -> Tensor:
-    return torch.cdist(x, reference, p=1)
-
-
-def _euclidean(x: Tensor, reference: Tensor) -> Tensor:
-    """|a − b|² = |a|² + |b|² − 2ab, in float64: its error, a 1e-15th of |a|², is far below LEAST² for all but far
-    rows."""
-    squares = torch.addmm(reference.square().sum(1), x, reference.T, alpha=-2) + x.square().sum(1, keepdim=True)
-    return squares.clamp(min=0).sqrt()
