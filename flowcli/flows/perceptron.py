@@ -47,9 +47,21 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
         out: Tensor = _Perceptron.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
         return out
     x, _ = _seen(x)
-    for layer in layers[:-1]:
-        x = F.silu(_affine(layer, x), inplace=True)
-    return _affine(layers[-1], x)
+    return _affine(layers[-1], _hidden(x, layers[:-1]))
+
+
+def _hidden(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """The hidden units ``(units, n)``, of which no gradient is asked."""
+    stepped = any(layer.stairs for layer in layers)
+    if ONEDNN is None or stepped or x.dtype != torch.float32 or x.device.type != "cpu":
+        for layer in layers:
+            x = F.silu(_affine(layer, x), inplace=True)
+        return x
+    # Where rows come first, the library adds the bias and takes the SiLU of what it has just computed.
+    x = x.T
+    for layer in layers:
+        x = ONEDNN(x.contiguous(), layer.weight, layer.bias, "swish", [], "")
+    return x.T
 
 
 def seen(x: Tensor) -> Tensor:
