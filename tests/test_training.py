@@ -252,3 +252,26 @@ def test_correlated_columns_start_as_their_gaussian(frame: pd.DataFrame) -> None
     with torch.no_grad():
         flow = prepared.flow.double().log_prob(y)
     assert flow.mean().item() == pytest.approx(prepared.baseline.log_prob(y).mean().item(), abs=1e-2)
+
+
+@pytest.mark.parametrize(("hidden", "used"), [([16], 1), ([600, 600], 2)])
+def test_steps_of_a_narrow_flow_are_taken_by_one_thread(frame: pd.DataFrame, hidden: list[int], used: int) -> None:
+    class Counting(Progress):
+        def __init__(self) -> None:
+            self.threads: set[int] = set()
+
+        def step(self, epoch: int, done: float) -> None:
+            self.threads.add(torch.get_num_threads())
+
+    ear, own = Counting(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        recipe = SMALL | {
+            "flow": {"type": "maf", "layers": 1, "hidden": hidden},
+            "train": {"epochs": 1, "batch_size": 512},
+        }
+        trainer(frame, recipe, ear).run()
+        assert ear.threads == {used}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(own)

@@ -104,7 +104,7 @@ def train(
         group.begin(str(record.folder))
     start = group.state(start)
     if start and start.counters.finished:
-        return _finished(prepared, record, start, progress) if record else None
+        return _finished(prepared, record, start, progress, trainer.threads) if record else None
     if start and start.counters.processes != group.size:
         progress.say(
             f"{folder}: was fitted by {_processes(start.counters.processes)} and goes on with "
@@ -147,7 +147,7 @@ def train(
             group.wait()
             return _best(prepared, state) if group.first else None
         model = save(record, state)
-        record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began))
+        record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began, trainer.threads))
         clock.lap("saving")
         if profile:
             record.write_profile(profile)
@@ -160,7 +160,9 @@ def train(
             model = save(record, trainer.state)
             if isinstance(error, TrainingError):
                 failed = {"failed": str(error)}
-                record.write_manifest(_manifest(prepared, model, trainer.state, time.monotonic() - began) | failed)
+                record.write_manifest(
+                    _manifest(prepared, model, trainer.state, time.monotonic() - began, trainer.threads) | failed
+                )
         clock.lap("saving")
         group.wait()
         raise
@@ -175,13 +177,13 @@ def _processes(number: int) -> str:
     return f"{number} processes" if number > 1 else "one process"
 
 
-def _finished(prepared: Prepared, record: Run, state: State, progress: Progress) -> Model:
+def _finished(prepared: Prepared, record: Run, state: State, progress: Progress, threads: int) -> Model:
     """The model of a run that needs no more training, of which all is then written."""
     model = Model.load(record.folder)
     if record.finished:
         progress.say(f"{record.target}: is finished already; nothing to do")
     else:
-        record.write_manifest(_manifest(prepared, model, state, state.counters.seconds))
+        record.write_manifest(_manifest(prepared, model, state, state.counters.seconds, threads))
     record.finish()
     return model
 
@@ -219,14 +221,14 @@ def _best(prepared: Prepared, state: State) -> Model:
     return prepared.model(parts, about)
 
 
-def _manifest(prepared: Prepared, model: Model, state: State, seconds: float) -> dict[str, Any]:
+def _manifest(prepared: Prepared, model: Model, state: State, seconds: float, threads: int) -> dict[str, Any]:
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "argv": sys.argv,
         "versions": versions(),
         "device": str(prepared.recipe.train.device),
         "processes": state.counters.processes,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "seed": prepared.recipe.train.seed,
         "data": describe_all(prepared.files),
         "split": {"train": len(prepared.rows), "held_out": len(prepared.held_out)},

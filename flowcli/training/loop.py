@@ -71,6 +71,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
+        alone = self.codec.shape is None and devices.narrow(flow, self.batch)
+        self.threads = 1 if alone else torch.get_num_threads()
         self.spread = settings.noise * baseline.spread(settings.noise_shape == "data").to(self.device, self.dtype)
         self.average = Average(flow, settings.ema)
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
@@ -109,8 +111,9 @@ class Trainer:
             self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
         try:
-            while self._goes_on():
-                self.state = self._epoch(self.state)
+            with devices.threads(self.threads):
+                while self._goes_on():
+                    self.state = self._epoch(self.state)
             self.state.counters.finished = True
         finally:
             self.progress.end()

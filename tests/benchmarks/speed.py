@@ -4,10 +4,10 @@
 
 Each row of the table is a flow of one shape. All contenders are built in one process with the same depth, width, bins
 and batch (``peers.py``), and their calls alternate; figures are medians, in rows a second. A training step is forward,
-backward and a fused Adam; ours also clips the gradient, decays the weights and averages them, as ``fit`` does, and is
-timed as written and, but with ``--quick``, compiled (``train.compile``). ``log_prob`` and ``sample`` take 4096 rows
-without gradients. Each contender's turn is of as many calls as 20 ms hold, one after the other as a fit makes them. The
-ratio is to the fastest peer.
+backward and a fused Adam; ours also clips the gradient, decays the weights and averages them, as ``fit`` does. It is
+timed as written and, but with ``--quick``, compiled (``train.compile``), in the threads that ``fit`` would take: one for
+a narrow flow. ``log_prob`` and ``sample`` take 4096 rows (256 with ``--quick``) without gradients. Each contender's turn
+is of as many calls as 20 ms hold, one after the other as a fit makes them. The ratio is to the fastest peer.
 
 The floor is the time of the matrix products that the weights which are not masked need (for a training step three
 times those of a density, but for the gradient of the first layer's input), at the rate that plain ``torch.matmul`` of
@@ -25,7 +25,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from flowcli.flows.flow import Flow
 from flowcli.flows.nets import MaskedLinear
 from flowcli.flows.registry import build
 from flowcli.training.compiled import compiled
+from flowcli.training.device import narrow, threads
 from flowcli.training.state import Average
 from tests.benchmarks.machine import machine
 from tests.benchmarks.peers import BINS, Contender, Shape, peers
@@ -56,7 +57,7 @@ SHAPES = (
 )
 WIDTHS = tuple(Shape("maf", d, 256, 5, 512) for d in (8, 32, 128, 512))  # how cost grows with columns
 OURS = ("flowcli", "compiled")
-ROWS = 4096  # of a density and of draws
+ROWS, FEW = 4096, 256  # of a density and of draws; with --quick
 CLIP = 5.0  # of the gradient, as `fit` has it
 FEWEST, MOST = 3, 101  # rounds
 WIDEST = 64  # columns up to which peers, which take a pass for each, are let draw
@@ -150,19 +151,24 @@ def weights(flow: Flow) -> tuple[int, int]:
     return sum(kept), kept[0]
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median seconds of each, in rounds that alternate between them."""
+def interleaved(calls: dict[str, Callable[[], Any]], seconds: float, alone: Sequence[str] = ()) -> dict[str, float]:
+    """Median seconds of each, in rounds that alternate between them; of those ``alone``, in one thread."""
+
+    def turn(name: str, times: int) -> float:
+        with threads(1 if name in alone else torch.get_num_threads()):
+            return timed(calls[name], times)
+
     turns = {}
-    for name, call in calls.items():
-        call()
-        turns[name] = max(1, round(TURN / timed(call, 1)))
+    for name in calls:
+        turn(name, 1)
+        turns[name] = max(1, round(TURN / turn(name, 1)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     while len(next(iter(times.values()))) < FEWEST or (
         time.perf_counter() - began < seconds * len(calls) and len(next(iter(times.values()))) < MOST
     ):
-        for name, call in calls.items():
-            times[name].append(timed(call, turns[name]))
+        for name in calls:
+            times[name].append(turn(name, turns[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -174,7 +180,7 @@ def timed(call: Callable[[], Any], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def measure(shape: Shape, seconds: float, compiling: bool) -> dict[str, Any]:
+def measure(shape: Shape, seconds: float, quick: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     mine, flow = ours(shape)
     contenders = [mine, *peers(shape)]
@@ -183,31 +189,35 @@ def measure(shape: Shape, seconds: float, compiling: bool) -> dict[str, Any]:
         moved(contender.module)
         errors[contender.library] = check(contender, shape.features)
         assert errors[contender.library] < 1e-6, (shape, contender.library, errors)
-    x, many = torch.randn(shape.batch, shape.features), torch.randn(ROWS, shape.features)
+    rows = FEW if quick else ROWS
+    x, many = torch.randn(shape.batch, shape.features), torch.randn(rows, shape.features)
     side = max(shape.hidden, 1)
     w = torch.randn(side, side)
 
-    def matmul(rows: int) -> Callable[[], Any]:
-        a = torch.randn(rows, side)
+    def matmul(n: int) -> Callable[[], Any]:
+        a = torch.randn(n, side)
         return lambda: [torch.matmul(a, w) for _ in range(4)]
 
     without = torch.no_grad()
-    training = {c.library: step_of(c, x) for c in [*contenders, *([as_compiled(shape, x)] if compiling else [])]}
+    alone = OURS if narrow(flow, shape.batch) else ()
+    with threads(1 if alone else torch.get_num_threads()):
+        stepping = contenders if quick else [*contenders, as_compiled(shape, x)]
+    training = {c.library: step_of(c, x) for c in stepping}
     density = {c.library: without(lambda c=c: c.log_prob(many)) for c in contenders}
     drawing = contenders if shape.features <= WIDEST else [mine]
-    draws = {c.library: without(lambda c=c: c.sample(ROWS)) for c in drawing if c.sample}
+    draws = {c.library: without(lambda c=c: c.sample(rows)) for c in drawing if c.sample}
     out: dict[str, Any] = {**shape._asdict(), "errors": errors}
     kept, first = weights(flow)
-    for what, calls, rows, products in (
+    for what, calls, n, products in (
         ("training step", training, shape.batch, 3 * kept - first),
-        ("log_prob", density, ROWS, kept),
-        ("sample", draws, ROWS, kept),
+        ("log_prob", density, rows, kept),
+        ("sample", draws, rows, kept),
     ):
-        found = interleaved({**calls, "matmul": matmul(rows)}, seconds)
+        found = interleaved({**calls, "matmul": matmul(n)}, seconds, alone if calls is training else ())
         floor = found.pop("matmul") / (4 * side**2) * products
         best = min((t for name, t in found.items() if name not in OURS), default=None)
         out[what] = {
-            "rows_per_second": {name: rows / t for name, t in found.items()},
+            "rows_per_second": {name: n / t for name, t in found.items()},
             "ratio": best / found["flowcli"] if best else None,
             "of_floor": floor / found["flowcli"] if shape.hidden else None,
         }
@@ -233,7 +243,9 @@ def line(r: dict[str, Any], what: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a second for each contender; results are not written")
+    parser.add_argument(
+        "--quick", action="store_true", help="under two minutes, of fewer rows; results are not written"
+    )
     parser.add_argument("--only", help="flows whose name starts so; results are not written")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each contender and figure")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -248,7 +260,7 @@ def main() -> None:
     for shape in (*SHAPES, *(() if options.quick else WIDTHS)):
         if not shape.flow.startswith(options.only or ""):
             continue
-        results.append(measure(shape, 0.3 if options.quick else options.seconds, not options.quick))
+        results.append(measure(shape, 0.3 if options.quick else options.seconds, options.quick))
         for what in ("training step", "log_prob", "sample"):
             print(line(results[-1], what), flush=True)
     if not options.quick and not options.only:
