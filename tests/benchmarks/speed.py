@@ -5,9 +5,9 @@
 Each row of the table is a flow of one shape. All contenders are built in one process with the same depth, width, bins
 and batch (``peers.py``), and their calls alternate; figures are medians, in rows a second. A training step is forward,
 backward and a fused Adam; ours also clips the gradient, decays the weights and averages them, as ``fit`` does. It is
-timed as written and, but with ``--quick``, compiled (``train.compile``), in the threads that ``fit`` would take: one for
-a narrow flow. ``log_prob`` and ``sample`` take 4096 rows (256 with ``--quick``) without gradients. Each contender's turn
-is of as many calls as 20 ms hold, one after the other as a fit makes them. The ratio is to the fastest peer.
+timed as written and, but with ``--quick``, compiled (``train.compile``), in the threads that ``fit`` takes: one for
+a narrow flow. ``log_prob`` and ``sample`` take 4096 rows (256 with ``--quick``) without gradients. Each contender's
+turn is of as many calls as 20 ms hold, one after the other as a fit makes them. The ratio is to the fastest peer.
 
 The floor is the time of the matrix products that the weights which are not masked need (for a training step three
 times those of a density, but for the gradient of the first layer's input), at the rate that plain ``torch.matmul`` of
