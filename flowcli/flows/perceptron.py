@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
-LARGE, THIN = 1 << 21, 8  # products, and numbers along a side, from which on the choice of a library matters
+LARGE, THIN = 1 << 20, 3  # products, and numbers along a side, from which on the choice of a library matters
+WIDE = 1 << 17  # weights from which on fewer products are worth more than bias and SiLU along with them
 
 
 class Stairs(NamedTuple):
@@ -52,7 +53,7 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
 
 def _hidden(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The hidden units ``(units, n)``, of which no gradient is asked."""
-    stepped = any(layer.stairs for layer in layers)
+    stepped = any(layer.stairs and layer.weight.numel() >= WIDE for layer in layers)
     if ONEDNN is None or stepped or x.dtype != torch.float32 or x.device.type != "cpu":
         for layer in layers:
             x = F.silu(_affine(layer, x), inplace=True)
@@ -124,7 +125,7 @@ def _up(weight: Tensor, x: Tensor, rows: list[int], columns: list[int]) -> Tenso
     """W x."""
     if len(rows) == 1:
         return product(weight, x)
-    found = x.new_empty(len(weight), x.shape[1])
+    x, found = x.contiguous(), x.new_empty(len(weight), x.shape[1])
     for row, column in _steps(rows, columns):
         product(weight[row, : column.stop], x[: column.stop], found[row])
     return found
