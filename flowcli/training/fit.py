@@ -238,7 +238,7 @@ def _manifest(prepared: Prepared, model: Model, state: State, seconds: float, th
 
 
 def _fingerprint(prepared: Prepared) -> Fingerprint:
-    """What a resumed fit must share with the one it goes on with: recipe, columns and rows."""
+    """What a resumed fit must share with the one it goes on with: recipe, columns and rows, and what states hold."""
     recipe = prepared.recipe.model_dump(mode="json")
     for name in ("max_time", "log"):
         recipe["train"].pop(name)
@@ -249,6 +249,7 @@ def _fingerprint(prepared: Prepared) -> Fingerprint:
         if isinstance(options, dict)
         for key, value in options.items()
     }
+    found["the optimizer"] = "AdamW of one vector"
     found["the codec"] = hashlib.sha256(json.dumps(prepared.codec.to_dict(), sort_keys=True).encode()).hexdigest()
     found["the training rows"], found["the held-out rows"] = prepared.rows.digest, digest(prepared.held_out)
     return found

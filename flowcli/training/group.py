@@ -17,7 +17,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 import safetensors.torch
@@ -55,9 +55,9 @@ class Group:
         """Which of ``n`` things are this process's."""
         return slice(0, n)
 
-    def mean(self, loss: Tensor, gradients: Sequence[Tensor], weight: float, one: bool) -> tuple[Tensor, bool]:
-        """The whole batch's loss, of means over shares with these weights, and :meth:`any`, in one message;
-        ``gradients`` become those of that loss."""
+    def mean(self, loss: Tensor, gradient: Tensor, weight: float, one: bool) -> tuple[Tensor, bool]:
+        """The whole batch's loss, of means over shares with these weights, and :meth:`any`, in one message; the
+        ``gradient``, a vector, becomes that of that loss."""
         return loss, one
 
     def sum(self, parts: Tensor) -> Tensor:
@@ -145,14 +145,11 @@ class Processes(Group):
     def share(self, n: int) -> slice:
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
-    def mean(self, loss: Tensor, gradients: Sequence[Tensor], weight: float, one: bool) -> tuple[Tensor, bool]:
+    def mean(self, loss: Tensor, gradient: Tensor, weight: float, one: bool) -> tuple[Tensor, bool]:
         head = torch.stack([loss.detach(), loss.new_tensor(float(one))])
-        flat = torch.cat([head, *(gradient.flatten() for gradient in gradients)]).mul_(weight)
-        self.sum(flat)
-        head, *parts = flat.split([2, *(gradient.numel() for gradient in gradients)])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-        return head[0], bool(head[1])
+        message = self.sum(torch.cat([head, gradient]).mul_(weight))
+        gradient.copy_(message[2:])
+        return message[0], bool(message[1])
 
     def sum(self, parts: Tensor) -> Tensor:
         with self._together():

@@ -26,6 +26,7 @@ from flowcli.training.group import Group
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import Together, TrainingRows
 from flowcli.training.state import Average, Counters, State, Tensors, copy_of, load_optimizer, optimizer_tensors
+from flowcli.training.vector import as_vector
 
 WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 steps
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
@@ -67,14 +68,14 @@ class Trainer:
         if self.batch < self.group.size:
             raise UsageError(f"train.batch_size: {self.batch} rows are too few for {self.group.size} processes.")
         self.share = self.group.share(self.batch)
-        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.vector = as_vector(flow)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
+            [self.vector], lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
         alone = self.codec.shape is None and devices.narrow(flow, self.batch)
         self.threads = 1 if alone else torch.get_num_threads()
         self.spread = settings.noise * baseline.spread(settings.noise_shape == "data").to(self.device, self.dtype)
-        self.average = Average(flow, settings.ema)
+        self.average = Average(flow, self.vector, settings.ema)
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
         self.counters = Counters()
         self.encoder = Encoder(codec, baseline, settings.seed, self.device, self.home, self.dtype, self._poll)
@@ -100,7 +101,7 @@ class Trainer:
         """
         self.on_state, self.stopped = on_state, stopped
         self.progress.begin(
-            self.settings.epochs, self.steps, sum(p.numel() for p in self.parameters),
+            self.settings.epochs, self.steps, sum(p.numel() for p in self.flow.parameters()),
             len(self.rows), self.held_out_rows, self.device.type,
         )  # fmt: skip
         if start is None:
@@ -184,25 +185,25 @@ class Trainer:
         self.clock.lap("data")
         loss = -self.forward(y, context).mean()
         self.clock.lap("forward")
-        self.optimizer.zero_grad()
+        gradient = self.vector.grad
+        assert gradient is not None
+        gradient.zero_()
         loss.backward()
         self.clock.lap("backward")
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        loss, stopped = self.group.mean(loss, gradients, len(y) / len(index), self.stopped())
+        loss, stopped = self.group.mean(loss, gradient, len(y) / len(index), self.stopped())
         if stopped:
             raise Interrupted
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not math.isfinite(norm + loss.detach()):
+        norm, value = torch.stack([gradient.norm(), loss.detach()]).tolist()  # a device is waited for once
+        if not math.isfinite(norm + value):
             return None
         if norm > self.settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
+            gradient.mul_(self.settings.clip / norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()
         self.average.update()
         self.clock.lap("optimizer")
-        value: Tensor = loss.detach().double()
-        return value
+        return loss.detach().double()
 
     def _batch(self, data: Encoded, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         context = None if data.context is None else data.context[index].to(self.device)

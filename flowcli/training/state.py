@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flowcli.training.vector import as_vector
+
 Tensors = dict[str, Tensor]
 
 
@@ -84,20 +86,19 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
 
 
 class Average:
-    """A copy of a module whose parameters are a moving average of the module's: θ̄ ← d·θ̄ + (1 − d)·θ, with
-    d = min(decay, (1 + n)/(10 + n)) at the n-th update; the first one copies.
+    """A copy of a module whose parameters are a moving average of the module's, which are ``current`` as a vector:
+    θ̄ ← d·θ̄ + (1 − d)·θ, with d = min(decay, (1 + n)/(10 + n)) at the n-th update; the first one copies.
 
     The ramp keeps a short fit's average from being mostly its first weights (Tan & Le 2019's TensorFlow rule).
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, current: Tensor, decay: float) -> None:
         self.module, self.decay, self.count = copy.deepcopy(module).requires_grad_(False), decay, 0
-        self.averaged: list[Tensor] = [*self.module.parameters()]
-        self.current: list[Tensor] = [*module.parameters()]
+        self.averaged, self.current = as_vector(self.module), current
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the module's parameters as they are now into the average."""
         decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
-        torch._foreach_lerp_(self.averaged, self.current, 1 - decay)
+        self.averaged.lerp_(self.current, 1 - decay)
         self.count += 1

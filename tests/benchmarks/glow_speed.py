@@ -23,6 +23,7 @@ import torch
 
 from flowcli.flows.registry import build
 from flowcli.training.state import Average
+from flowcli.training.vector import as_vector
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "glow_speed.json"
@@ -54,15 +55,19 @@ def ours(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
     x = torch.randn(case.batch, features)
     flow.float()
     flow.start(x)
-    parameters = list(flow.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    average = Average(flow, 0.999)
+    vector = as_vector(flow)
+    gradient = vector.grad
+    assert gradient is not None
+    optimizer = torch.optim.AdamW([vector], lr=1e-4, fused=True)
+    average = Average(flow, vector, 0.999)
 
     def step() -> None:
         loss = -flow(x).mean()
-        optimizer.zero_grad()
+        gradient.zero_()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        norm = float(gradient.norm())
+        if norm > 5.0:
+            gradient.mul_(5.0 / norm)
         optimizer.step()
         average.update()
 

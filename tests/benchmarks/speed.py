@@ -38,6 +38,7 @@ from flowcli.flows.registry import build
 from flowcli.training.compiled import compiled
 from flowcli.training.device import narrow, threads
 from flowcli.training.state import Average
+from flowcli.training.vector import as_vector
 from tests.benchmarks.machine import machine
 from tests.benchmarks.peers import BINS, Contender, Shape, peers
 
@@ -116,9 +117,8 @@ def check(contender: Contender, features: int) -> float:
 
 def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
     """A training step of ``fit``, or a peer's plain one."""
-    parameters = list(contender.module.parameters())
     if not isinstance(contender.module, Flow):
-        adam = torch.optim.Adam(parameters, lr=1e-5, fused=True)
+        adam = torch.optim.Adam(contender.module.parameters(), lr=1e-5, fused=True)
 
         def plain() -> None:
             loss = -contender.log_prob(x).mean()
@@ -127,16 +127,19 @@ def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
             adam.step()
 
         return plain
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=1e-2, fused=True)
-    average = Average(contender.module, 0.999)
+    vector = as_vector(contender.module)
+    gradient = vector.grad
+    assert gradient is not None
+    optimizer = torch.optim.AdamW([vector], lr=1e-5, weight_decay=1e-2, fused=True)
+    average = Average(contender.module, vector, 0.999)
 
     def step() -> None:
         loss = -contender.log_prob(x).mean()
-        optimizer.zero_grad()
+        gradient.zero_()
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(gradient.norm())
         if norm > CLIP:
-            torch.nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)
+            gradient.mul_(CLIP / norm)
         optimizer.step()
         average.update()
 
