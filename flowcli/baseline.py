@@ -134,6 +134,10 @@ class Baseline:
             full[rows], log_q[rows] = part[:, 0], log_density[:, 0]
         return full, log_q
 
+    def expected(self, y: Tensor, missing: Tensor | None) -> Tensor:
+        """Encoded rows ``(n, features)`` whose ``missing`` numbers are their means given the others."""
+        return y if missing is None or not missing.any() else self.completed(y, missing, torch.zeros_like(y))[0]
+
     def draws(self, y: Tensor, missing: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`completed` rows ``(n, k, features)`` and log-densities ``(n, k)`` of k draws each. The first numbers
         of the ``noise (n or 1, k, features)`` serve the missing ones, whichever these are."""

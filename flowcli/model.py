@@ -27,7 +27,7 @@ from flowcli.data.status import NAMES, NONFINITE, OK, VIOLATED
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.flow import Flow
-from flowcli.neighbours import FIGURES, MOST, Neighbours
+from flowcli.neighbours import FIGURES, MOST, Neighbours, Reference
 from flowcli.ordered import in_order
 from flowcli.places import is_object
 from flowcli.recipe import Recipe, from_dict
@@ -59,8 +59,8 @@ class Model:
     """What ``score`` and ``sample`` need, and the public Python API.
 
     ``calibration (k, held-out rows)`` holds what scores are made of, float64 (:mod:`flowcli.scoring.method`).
-    ``reference (m, features)`` are the encoded training rows that ``score.method: neighbours`` compares with. ``about``
-    is what ``inspect`` prints beside; ``digest`` the SHA-256 of the file it was read from, if it was.
+    ``reference`` are the rows that ``score.method: neighbours`` compares with. ``about`` is what ``inspect`` prints
+    beside; ``digest`` the SHA-256 of the file it was read from, if it was.
     """
 
     recipe: Recipe
@@ -69,7 +69,7 @@ class Model:
     baseline: Baseline
     calibration: Tensor
     about: dict[str, Any] = field(default_factory=dict)
-    reference: Tensor | None = None
+    reference: Reference | None = None
     digest: str = ""
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class Model:
             "calibration": self.calibration,
         }
         if self.reference is not None:
-            tensors["reference"] = self.reference
+            tensors |= {f"reference.{part}": rows for part, rows in self.reference._asdict().items()}
         about = {"recipe": self.recipe.model_dump(mode="json"), "codec": self.codec.to_dict(), "about": self.about}
         tensorfile.write(path if is_object(path) else pathlib.Path(path), tensors, about)
 
@@ -124,15 +124,14 @@ class Model:
             "baseline.covariance": (torch.Size([d] * (1 + (d <= MAX_COVARIANCE and not diagonal))), torch.float64),
         }
         compares = recipe.score.method == "neighbours"
-        calibration, reference = tensors.pop("calibration", torch.empty(0)), tensors.pop("reference", None)
+        calibration = tensors.pop("calibration", torch.empty(0))
+        compared = [tensors.pop(f"reference.{part}", torch.empty(0)) for part in Reference._fields]
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         figures = 1 + images + sum(FIGURES) * compares
         calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == figures
-        if reference is None:
-            referred = not compares
-        else:
-            referred = compares and reference.dtype == torch.float64 and reference.ndim == 2
-            referred = referred and 1 <= len(reference) <= MOST and reference.shape[1] == d
+        reference = Reference(*compared) if compares else None
+        rows = [len(part) if part.dtype == torch.float64 and part.shape[1:] == (d,) else -1 for part in compared]
+        referred = rows[0] > 0 <= rows[1] and sum(rows) <= MOST if compares else not any(map(len, compared))
         if found != shapes or not calibrated or not referred:
             differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items()))
             differing += ["reference" if calibrated else "calibration"]
@@ -159,12 +158,12 @@ class Model:
         """What rows are compared with, if the recipe's score asks for it."""
         return None if self.reference is None else Neighbours(self.reference, self.baseline, self.flow)
 
-    def log_distances(self, rows: Rows) -> NDArray[np.float64]:
+    def log_distances(self, rows: Rows, own: bool = False) -> NDArray[np.float64]:
         """:meth:`~flowcli.neighbours.Neighbours.log_distances` ``(k, n)`` of rows that were read; of none, without."""
         if self.neighbours is None:
             return np.empty((0, len(rows)))
         y, _ = self.codec.encode(rows.raw, torch.full_like(rows.raw, 0.5))
-        return np.asarray(self.neighbours.log_distances(y, rows.missing).numpy())
+        return np.asarray(self.neighbours.log_distances(y, rows.missing, own).numpy())
 
     # -- density -------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +14,27 @@ from flowcli.flows.flow import Flow
 
 NEAREST = (1, 5)  # the distances to the nearest and to the fifth training row
 FIGURES = (len(NEAREST), len(NEAREST), 1)  # of each view of a row
-MOST = 20_000  # training rows that are kept
+MOST = 20_000  # rows that are kept
 FAR = 1e6  # standard deviations; numbers further out are taken to here, so that squares stay exact enough
 LEAST = 1e-6  # the distance that equal rows have, whose logarithm is finite
 AT_ONCE = 1 << 20  # distances in memory at once
 BLOCK = 128  # reference rows of which the least distance is looked at first
 
 
-class Neighbours:
-    """Encoded training rows ``(m, features)``, float64, and what rows are compared by:
+class Reference(NamedTuple):
+    """Encoded rows ``(m, features)`` to compare others with, float64. Held-out rows are among them where all fit: each
+    of those is compared with the others, as another row is with all. Columns and ranks are measured by training rows.
+    """
 
-    1. the columns, each in its standard deviations: what is far out. In the city-block metric, in which one column
+    training: Tensor
+    held_out: Tensor
+
+
+class Neighbours:
+    """How far rows are from others, by:
+
+    1. the columns, each in its standard deviations, of which large ones count by their logarithm (asinh), so that one
+       column with long tails does not hide the others: what is far out. In the city-block metric, in which one column
        counts for less among many than in Euclid's (Aggarwal et al. 2001);
     2. the columns' Gaussian ranks: what is far out whatever the shape of a column, and where values are rare;
     3. the flow's latents, by how far from their centre: what departs from how the columns hang together.
@@ -33,26 +44,30 @@ class Neighbours:
     latents the density is known, and falls with the distance from the centre.
     """
 
-    def __init__(self, reference: Tensor, baseline: Baseline, flow: Flow) -> None:
+    def __init__(self, reference: Reference, baseline: Baseline, flow: Flow) -> None:
         self.reference, self.baseline, self.flow = reference, baseline, flow
 
-    def log_distances(self, y: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Logarithms of the distances of encoded rows ``(n, features)`` to their ``NEAREST`` training rows, by columns
-        and by ranks, and of their latents from the centre: ``(Σ FIGURES, n)``. Missing numbers are taken for their mean
-        given the others."""
-        if missing is not None and missing.any():
-            y, _ = self.baseline.completed(y, missing, torch.zeros_like(y))
-        columns, ranks = self._references
+    def log_distances(self, y: Tensor, missing: Tensor | None = None, own: bool = False) -> Tensor:
+        """Logarithms of the distances of encoded rows ``(n, features)`` to their ``NEAREST`` of the reference, by
+        columns and by ranks, and of their latents from the centre: ``(Σ FIGURES, n)``. Missing numbers are taken for
+        their mean given the others. ``own``: they are the held-out rows of the reference, if it has such, and the one
+        that each is nearest to, itself, does not count."""
+        y, (columns, ranks) = self.baseline.expected(y, missing), self._references
+        own = own and len(self.reference.held_out) > 0
         found = [
-            _nearest(self._standard(y), columns, norm=1),
-            _nearest(self._ranks(y), ranks, norm=2),
+            _nearest(self._columns(y), columns, norm=1, own=own),
+            _nearest(self._ranks(y), ranks, norm=2, own=own),
             self._latents(y).norm(dim=1)[None],
         ]
         return torch.cat(found).clamp(min=LEAST).log()
 
     @cached_property
     def _references(self) -> tuple[Tensor, Tensor]:
-        return self._standard(self.reference), self._ranks(self.reference)
+        rows = torch.cat(self.reference)
+        return self._columns(rows), self._ranks(rows)
+
+    def _columns(self, y: Tensor) -> Tensor:
+        return torch.asinh(self._standard(y))
 
     def _standard(self, y: Tensor) -> Tensor:
         mean, scale = self._moments
@@ -61,7 +76,7 @@ class Neighbours:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        numbers = self._numbers(self.reference)
+        numbers = self._numbers(self.reference.training)
         return numbers.mean(0), numbers.std(0, correction=0).clamp(min=1e-12)
 
     def _numbers(self, y: Tensor) -> Tensor:
@@ -80,7 +95,7 @@ class Neighbours:
 
     @cached_property
     def _sorted(self) -> Tensor:
-        return self._standard(self.reference).T.contiguous().sort(1).values
+        return self._standard(self.reference.training).T.contiguous().sort(1).values
 
     @torch.no_grad()
     def _latents(self, y: Tensor) -> Tensor:
@@ -90,9 +105,10 @@ class Neighbours:
         return torch.nan_to_num(latents, nan=FAR).clamp(-FAR, FAR)
 
 
-def _nearest(x: Tensor, reference: Tensor, norm: int) -> Tensor:
-    """Distances of rows ``(n, d)`` to the ``NEAREST`` of the reference rows, ``(len(NEAREST), n)``."""
-    most = min(max(NEAREST), len(reference))
+def _nearest(x: Tensor, reference: Tensor, norm: int, own: bool) -> Tensor:
+    """Distances of rows ``(n, d)`` to the ``NEAREST`` of the reference rows, of which they are if ``own``:
+    ``(len(NEAREST), n)``."""
+    most = min(max(NEAREST) + own, len(reference))
     found = []
     for rows in x.split(max(1, AT_ONCE // len(reference))):
         distances = torch.cdist(rows, reference, p=norm)
@@ -102,4 +118,4 @@ def _nearest(x: Tensor, reference: Tensor, norm: int) -> Tensor:
         near = blocks.gather(1, nearest[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
         found.append(near.topk(most, largest=False).values)
     least = torch.cat(found)
-    return torch.stack([least[:, min(k, most) - 1] for k in NEAREST])
+    return torch.stack([least[:, min(k + own, most) - 1] for k in NEAREST])

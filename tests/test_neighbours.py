@@ -17,7 +17,7 @@ from flowcli import Model
 from flowcli.baseline import Baseline
 from flowcli.errors import ModelFileError, UsageError
 from flowcli.flows.levels import Cells
-from flowcli.neighbours import FIGURES, NEAREST, Neighbours
+from flowcli.neighbours import FIGURES, NEAREST, Neighbours, Reference
 from flowcli.scoring import score_batch
 from flowcli.scoring.evaluate import ranking
 from flowcli.scoring.method import oddness
@@ -93,11 +93,12 @@ def test_distances_are_those_to_the_nearest_training_rows(model: Model) -> None:
     y[:, 0] = y[:, 0].gt(0).double() + 0.5  # the level
     near = model.neighbours
     assert near is not None
-    reference = model.reference
-    assert reference is not None
+    assert model.reference is not None
+    reference = torch.cat(model.reference)
+    assert len(reference) == 1200
     found = near.log_distances(y).exp()
     assert found.shape == (sum(FIGURES), 7)
-    for i, (view, norm) in enumerate(((near._standard, 1), (near._ranks, 2))):
+    for i, (view, norm) in enumerate(((near._columns, 1), (near._ranks, 2))):
         brute = torch.linalg.vector_norm(view(y)[:, None] - view(reference)[None], norm, 2).sort(1).values
         for j, k in enumerate(NEAREST):
             assert torch.allclose(found[2 * i + j], brute[:, k - 1], rtol=1e-6, atol=2e-6)
@@ -105,11 +106,47 @@ def test_distances_are_those_to_the_nearest_training_rows(model: Model) -> None:
     assert torch.allclose(found[-1], z[:, 1:].double().square().sum(1).sqrt(), rtol=1e-6)
 
 
+def test_held_out_rows_are_compared_with_all_but_themselves(model: Model) -> None:
+    near = model.neighbours
+    assert near is not None
+    training, held_out = near.reference
+    found = near.log_distances(held_out, own=True)
+    for i in (0, 7, len(held_out) - 1):
+        others = torch.cat([held_out[:i], held_out[i + 1 :]])
+        without = Neighbours(Reference(training, others), near.baseline, near.flow)
+        assert torch.allclose(without.log_distances(held_out[i : i + 1])[:, 0], found[:, i], rtol=1e-6)
+    assert torch.allclose(found, model.calibration[1:], rtol=1e-6)
+
+
+def test_held_out_rows_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowcli.training.prepare.MOST", 300)
+    few = library.fit("anomaly", pa.table(rows(400, 8)), overrides=[*QUICK, "train.epochs=1"])
+    assert few.reference is not None
+    assert [len(part) for part in few.reference] == [300, 0]
+    near = few.neighbours
+    assert near is not None
+    some = few.reference.training[:9] + 0.1
+    assert torch.equal(near.log_distances(some, own=True), near.log_distances(some))
+
+
+def test_what_the_other_views_let_expect_counts_for_less() -> None:
+    k, rng = sum(FIGURES), np.random.default_rng(0)
+    usual = np.repeat(rng.standard_normal((3, 500)), FIGURES, axis=0)
+    odd = np.full((k, 1), 3.0)
+    alike = usual[:1] + 0.1 * rng.standard_normal((k, 500))
+    assert oddness(odd, alike)[0] < oddness(odd, usual)[0]
+    one = np.where(np.arange(k) < FIGURES[0], 3.0, 0.0)[:, None]
+    assert oddness(one, alike)[0] > oddness(one, usual)[0]
+
+
 def test_ranks_do_not_change_with_a_columns_shape() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 3, generator=generator, dtype=torch.float64)
     flow = torch.nn.Module()
-    near, bent = (Neighbours(t, Baseline.of(t, None), flow) for t in (x, x.exp()))  # type: ignore[arg-type]
+    near, bent = (
+        Neighbours(Reference(t, t[:0]), Baseline.of(t, None), flow)  # type: ignore[arg-type]
+        for t in (x, x.exp())
+    )
     inside = x[:200].clamp(-1.5, 1.5)
     assert torch.allclose(near._ranks(inside), bent._ranks(inside.exp()))
 

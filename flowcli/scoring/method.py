@@ -16,19 +16,21 @@ from flowcli.neighbours import FIGURES
 from flowcli.recipe import MethodName
 
 Floats = NDArray[np.float64]
+SHARED = 1 / 3  # of what the other views let expect of one
 TAIL = 0.8  # the share of held-out rows below what counts as the tail
 
 
-def ingredients(model: Model, rows: Rows, samples: int | None = None) -> Floats:
+def ingredients(model: Model, rows: Rows, own: bool = False) -> Floats:
     """What scores are made of, ``(k, n)``: the log-density of the complete row, for images the nats that a PNG of each
-    takes, and the log-distances to training rows where the model keeps such."""
-    return of_density(model, rows, model.density(rows, samples=samples))
+    takes, and the log-distances to other rows where the model keeps such; ``own`` says that ``rows`` are its held-out
+    ones."""
+    return of_density(model, rows, model.density(rows), own)
 
 
-def of_density(model: Model, rows: Rows, density: Density) -> Floats:
+def of_density(model: Model, rows: Rows, density: Density, own: bool = False) -> Floats:
     """:func:`ingredients`, of rows whose density is known."""
     if not isinstance(model.codec, ImageCodec):
-        return np.concatenate([density.complete[None], model.log_distances(rows)])
+        return np.concatenate([density.complete[None], model.log_distances(rows, own)])
     return np.stack([density.complete, model.codec.code_length(rows.raw)])
 
 
@@ -74,12 +76,18 @@ def score(parts: Floats, model: Model, method: MethodName | None = None, own: bo
 
 def oddness(distances: Floats, held_out: Floats, own: bool = False) -> Floats:
     """The cubic mean over views of how surprising log-distances ``(k, n)`` are beside those of held-out rows ``(k,
-    m)``, in each view the mean over its figures. ``own``: they are the held-out rows', each compared with the others,
-    as another row is with all. Compared with itself too, it would seem more usual, and others' p-values too small.
+    m)``: of each view the mean over its figures, less a share of what the other views let expect of it. What all views
+    see counts for less then, and what one sees in a row that is usual to the others for more. ``own``: they are the
+    held-out rows', each compared with the others, as another row is with all. Compared with itself too, it would seem
+    more usual, and others' p-values too small.
     """
-    near = [_surprise(values, others, own) for values, others in zip(distances, held_out, strict=True)]
-    views = np.array([np.mean(view, 0) for view in np.split(np.array(near), np.cumsum(FIGURES)[:-1])])
-    return np.asarray(np.cbrt((views**3).mean(0)))
+    views, usual = (np.array([v.mean(0) for v in np.split(f, np.cumsum(FIGURES)[:-1])]) for f in (distances, held_out))
+    odd = []
+    for i in range(len(views)):
+        beside, among = (np.vstack([np.ones(v.shape[1]), np.delete(v, i, 0)]) for v in (views, usual))
+        slopes = SHARED * np.linalg.lstsq(among.T, usual[i], rcond=None)[0]
+        odd.append(_surprise(views[i] - slopes @ beside, usual[i] - slopes @ among, own))
+    return np.asarray(np.cbrt((np.array(odd) ** 3).mean(0)))
 
 
 def _surprise(values: Floats, held_out: Floats, own: bool) -> Floats:

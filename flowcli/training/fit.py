@@ -203,7 +203,7 @@ def _best(prepared: Prepared, state: State) -> Model:
         rows = rows.take(torch.from_numpy(np.sort(picked)))
     prepared.flow.eval()
     draft = prepared.model(np.zeros((1, 1)), {})
-    parts = ingredients(draft, rows)
+    parts = ingredients(draft, rows, own=True)
     baseline = draft.density(rows, draft.baseline.log_prob).complete
     some = random_rows(prepared.held_out, ROUND_TRIPS, prepared.recipe.train.seed)
     about = {

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from flowcli import recipe as recipes
 from flowcli.baseline import Baseline
@@ -30,7 +29,7 @@ from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, UsageError
 from flowcli.flows.levels import Levels
 from flowcli.model import Model
-from flowcli.neighbours import MOST
+from flowcli.neighbours import MOST, Reference
 from flowcli.places import from_folder
 from flowcli.recipe import Image, Recipe
 from flowcli.training.board import require_tensorboard
@@ -84,12 +83,15 @@ class Prepared:
                     levels.know(i, log_ratio)
         if some.missing is not None:
             y, _ = self.baseline.completed(y, some.missing, torch.randn_like(y))
-        self.reference: Tensor | None = None
+        self.reference: Reference | None = None
         if recipe.score.method == "neighbours":
             if self.codec.shape:
                 raise UsageError("score.method: neighbours is for tables, and these are images.")
             picked = np.random.default_rng(recipe.train.seed).permutation(len(y))[:MOST]
-            self.reference = y[np.sort(picked)]
+            beside = len(self.calibration) if len(picked) + len(self.calibration) <= MOST else 0
+            kept = self.calibration.take(torch.arange(beside))
+            middle, _ = self.codec.encode(kept.raw, torch.full_like(kept.raw, 0.5))
+            self.reference = Reference(y[np.sort(picked)], self.baseline.expected(middle, kept.missing))
         first = self.codec.rows_at_once
         self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
         self.flow.to(dtype_of(recipe))
