@@ -160,12 +160,13 @@ def _provenance(past: Past | PastPosterior) -> dict[str, str]:
     manifest, found = past.manifest, {"sha256": _digest(past)}
     if manifest:
         seconds = manifest["seconds"]
+        threads = f"{manifest['threads']} thread{'s' * (manifest['threads'] != 1)}"
         training = f", {seconds['training']:,} s of training" if "training" in seconds else ""
         found |= {
             "finished": f"{manifest['finished']}, after {seconds['total']:,} s{training}",
             "command": " ".join(manifest["argv"]),
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
-            "device": f"{manifest['device']}, {manifest['threads']} threads, seed {manifest['seed']}",
+            "device": f"{manifest['device']}, {threads}, seed {manifest['seed']}",
         }
         if "failed" in manifest:
             found["failed"] = manifest["failed"]

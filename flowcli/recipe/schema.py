@@ -311,8 +311,8 @@ class Score(Section):
 
     method: MethodName = "auto"
     """`nll`: the negative log-likelihood. `typicality`: how far it is from what it usually is, on either side.
-    `neighbours`, for tables: how far a row is from the training rows it is nearest to, by its columns and by their
-    ranks, and its latents from their centre; up to 20,000 training rows are kept in the model for it.
+    `neighbours`, for tables: how far a row is from the rows of the fit that it is nearest to, by its columns and by
+    their ranks, and its latents from their centre; up to 20,000 rows are kept in the model for it.
     `complexity`, for images: it less the length of the image's PNG. `either`, for images: the greater of `nll` and
     `complexity`, each in standard deviations. `auto`: `either` for images, else `nll`."""
     dequantization_samples: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"

@@ -41,8 +41,8 @@ def score(parts: Floats, model: Model, method: MethodName | None = None, own: bo
     - ``nll``: −log p.
     - ``typicality``: |log p − its mean over held-out rows|: a row may be too likely as well (Nalisnick et al. 2019).
     - ``neighbours``: the cubic mean, over three views of a row, of −log the share of held-out rows that are as far from
-      the training rows, or from the flow's centre (:class:`~flowcli.neighbours.Neighbours`, :func:`oddness`): very odd
-      in one way is odd.
+      others, or from the flow's centre (:class:`~flowcli.neighbours.Neighbours`, :func:`oddness`): very odd in one way
+      is odd.
     - ``complexity``: −log p less the length of the image's PNG: what the model finds odd beyond what is hard to
       compress. Plain pictures are likely under any model of images, whatever they show (Serrà et al. 2020).
     - ``either``: the greater of ``nll`` and ``complexity``, each in standard deviations from its mean over held-out
@@ -50,7 +50,7 @@ def score(parts: Floats, model: Model, method: MethodName | None = None, own: bo
       unlikely, such as clothes among digits.
 
     A row of zero density has score +∞. Raises UsageError for ``complexity`` and ``either`` of a table, and for
-    ``neighbours`` where the model keeps no training rows.
+    ``neighbours`` where the model keeps no rows.
     """
     method = method or model.recipe.score.method
     images = isinstance(model.codec, ImageCodec)

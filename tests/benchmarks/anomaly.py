@@ -4,7 +4,8 @@
 
 DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised:
 half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none
-chooses a setting. For each variant (``VARIANTS``: the recipe with the named settings) prints AUROC, AUPR, the average
+chooses a setting. For each variant (``VARIANTS``: the recipe with the named settings; ``ABLATIONS``: the recipe, scored
+by other code than the tool's) prints AUROC, AUPR, the average
 rank that it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``.
 ``--peers`` adds PyOD's kNN, LOF, IForest and ECOD in the same process. The published split takes the first half of the
 normal rows in their file's order, in which they are often sorted; ``--shuffled`` shuffles them before. Writes
@@ -18,16 +19,20 @@ import argparse
 import importlib.util
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from flowcli import neighbours
 from flowcli.model import Model
-from flowcli.scoring import FalseDiscoveries, score_batch
+from flowcli.neighbours import FIGURES, Neighbours, Reference
+from flowcli.scoring import FalseDiscoveries, method, score_batch
 from flowcli.scoring.evaluate import ranking
 from flowcli.training import fit
 from tests.benchmarks.machine import machine
@@ -42,6 +47,37 @@ VARIANTS: dict[str, list[str]] = {  # the recipe, and what was tried beside it
     "four layers": ["flow.layers=4"],
     "coupling layers": ["flow.type=realnvp", "flow.layers=4"],
     "numbers as they are": ["data.numbers=auto"],
+}
+
+
+def of_views(*kept: int) -> dict[str, Any]:
+    """Scores by some of the three views alone."""
+    rows, figures = np.split(np.arange(sum(FIGURES)), np.cumsum(FIGURES)[:-1]), tuple(FIGURES[v] for v in kept)
+    oddness, wanted = method.oddness, np.concatenate([rows[v] for v in kept])
+    return {
+        "flowcli.scoring.method.FIGURES": figures,
+        "flowcli.scoring.method.oddness": lambda d, held_out, own=False: oddness(d[wanted], held_out[wanted], own),
+    }
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {  # what is put in the place of what
+    "columns alone": of_views(0),
+    "ranks alone": of_views(1),
+    "latents alone": of_views(2),
+    "without columns": of_views(1, 2),
+    "without ranks": of_views(0, 2),
+    "without latents": of_views(0, 1),
+    "views as they are": {"flowcli.scoring.method.SHARED": 0.0},
+    "half of what is shared": {"flowcli.scoring.method.SHARED": 0.5},
+    "columns as they are": {"flowcli.neighbours.Neighbours._columns": Neighbours._standard},
+    "columns by Euclid's distance": {
+        "flowcli.neighbours._nearest": lambda x, rows, norm, own, nearest=neighbours._nearest: nearest(x, rows, 2, own)
+    },
+    "training rows alone": {
+        "flowcli.training.prepare.Reference": lambda training, held_out: Reference(training, held_out[:0])
+    },
+    "first neighbour alone": {"flowcli.neighbours.NEAREST": (1, 1)},
+    "fifth neighbour alone": {"flowcli.neighbours.NEAREST": (5, 5)},
 }
 Q = 0.1  # the share of false discoveries asked for
 ENOUGH = 100  # anomalies from which on a table counts towards the false discoveries
@@ -141,7 +177,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--variant", nargs="*", default=["anomaly"], choices=list(VARIANTS))
+    parser.add_argument("--variant", nargs="*", default=["anomaly"], choices=[*VARIANTS, *ABLATIONS])
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("-s", dest="settings", action="append", default=[], help="of a variant tried out, not kept")
@@ -149,7 +185,6 @@ def main() -> None:
     loaders = tables(options.data)
     published = {metric: loaders.adbench_table(metric) for metric in ("auroc", "aupr")}
     names = options.only or loaders.adbench_names()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"variants": {}}
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name in names:
         for seed in range(options.seeds):
@@ -158,12 +193,15 @@ def main() -> None:
             if options.shuffled:
                 train, test = shuffled(train, test, labels, seed)
             for variant in options.variant:
-                settings = [f"train.seed={seed}", *VARIANTS[variant], *options.settings]
-                run = flowclis(train, test, labels, settings) | {"counts": float(labels.sum() >= ENOUGH)}
+                settings = [f"train.seed={seed}", *VARIANTS.get(variant, []), *options.settings]
+                with ExitStack() as stack:
+                    for what, other in ABLATIONS.get(variant, {}).items():
+                        stack.enter_context(patch(what, other))
+                    run = flowclis(train, test, labels, settings) | {"counts": float(labels.sum() >= ENOUGH)}
                 label = variant + ", shuffled" * options.shuffled
                 found.setdefault(label, {}).setdefault(name, []).append(run)
                 print(
-                    f"{name:12} {variant:12} seed {seed}  AUROC {run['auroc']:5.1f}  AUPR {run['aupr']:5.1f}  "
+                    f"{name:12} {variant:28} seed {seed}  AUROC {run['auroc']:5.1f}  AUPR {run['aupr']:5.1f}  "
                     f"FDR {run['false discoveries']:.3f} of {run['flagged']:.0f}  "
                     f"{run['fit seconds']:.0f} + {run['score seconds']:.1f} s",
                     flush=True,
@@ -171,10 +209,11 @@ def main() -> None:
             if options.peers and not seed:
                 for peer, run in peers(train, test, labels).items():
                     found.setdefault(peer, {})[name] = [run]
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"variants": {}}
     for variant, runs in found.items():
         result = summary(runs, published)
         print(
-            f"{variant:20} AUROC {result['auroc']:.2f}  AUPR {result['aupr']:.2f}  rank {result['rank by auroc']:.1f} "
+            f"{variant:28} AUROC {result['auroc']:.2f}  AUPR {result['aupr']:.2f}  rank {result['rank by auroc']:.1f} "
             f"and {result['rank by aupr']:.1f}  FDR {result['false discoveries']:.3f}  "
             f"{result['fit seconds']:.0f} + {result['score seconds']:.0f} s"
         )
