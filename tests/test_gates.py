@@ -80,6 +80,15 @@ def test_a_level_that_no_p_value_reaches_is_said(folder: Path) -> None:
     assert not scores(folder, "--alpha", 0.999 * least)["is_anomaly"].dropna().any()
 
 
+def test_rows_of_another_kind_are_said(folder: Path) -> None:
+    new = pd.read_csv(folder / "new.csv")
+    for shift, words in ((0.0, None), (0.5, None), (2.5, "of another kind than the rows of the fit")):
+        (new + shift * np.array([1, -1])).to_csv(folder / "shifted.csv", index=False)
+        done = flowcli("score", "run", "shifted.csv", "-o", "scores.csv", "--force", cwd=folder)
+        assert done.returncode == 0
+        assert (words in done.stderr) if words else ("kind" not in done.stderr)
+
+
 def test_a_gate_trips_after_the_result_is_written(folder: Path) -> None:
     share, score = ODD / N, scores(folder)["score"]
     assert score[:ODD].min() > score[ODD:].max() + 1

@@ -16,6 +16,7 @@ from flowcli.cli.sharded import SHARD
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MANY = 100  # rows that say whether a file's rows are like those of the fit
 Method = Literal["auto", "nll", "typicality", "neighbours", "complexity", "either"]
 
 
@@ -116,16 +117,24 @@ def score(
     first = next(batches, None)
     if first is None:
         raise DataError(f"{', '.join(data)}: no rows.")
-    rows = anomalies = 0
+    rows = anomalies = comparable = usual = 0
     with open_sink(output, first.schema, format, force) as sink:
         for batch in itertools.chain([first], batches):
-            rows += batch.num_rows
+            p_value = batch.column("p_value")
+            rows, comparable = rows + batch.num_rows, comparable + batch.num_rows - p_value.null_count
+            usual += pc.sum(pc.greater(p_value, 0.5)).as_py() or 0
             flagged = pc.fill_null(batch.column("is_anomaly"), False) if asked else None
             anomalies += 0 if flagged is None else pc.sum(flagged).as_py() or 0
             sink.write(batch.filter(flagged) if only_anomalies else batch)
     if output != "-":
         written = anomalies if only_anomalies else rows
         console.note(f"{written:,} rows written to {output}" + (f", {anomalies:,} anomalies" if asked else ""))
+    if comparable >= MANY and usual < comparable / 4:
+        console.warn(
+            f"only {usual / comparable:.0%} of the rows are as usual as the more usual half of the held-out rows. Unless "
+            "most are anomalies, they are of another kind than the rows of the fit, and their p-values mean little: fit "
+            "anew."
+        )
     if fail_over is not None and anomalies > fail_over * rows:
         raise GateError(f"{anomalies:,} of {rows:,} rows are flagged, more than a share of {fail_over:g}.")
     if output != "-" or sys.stderr.isatty():  # in a pipeline, what comes next is there already
