@@ -131,9 +131,9 @@ def score(
         console.note(f"{written:,} rows written to {output}" + (f", {anomalies:,} anomalies" if asked else ""))
     if comparable >= MANY and usual < comparable / 4:
         console.warn(
-            f"only {usual / comparable:.0%} of the rows are as usual as the more usual half of the held-out rows. Unless "
-            "most are anomalies, they are of another kind than the rows of the fit, and their p-values mean little: fit "
-            "anew."
+            f"only {usual / comparable:.0%} of the rows are as usual as the more usual half of the held-out rows. "
+            "Unless most are anomalies, they are of another kind than the rows of the fit, and their p-values mean "
+            "little: fit anew."
         )
     if fail_over is not None and anomalies > fail_over * rows:
         raise GateError(f"{anomalies:,} of {rows:,} rows are flagged, more than a share of {fail_over:g}.")
