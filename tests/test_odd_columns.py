@@ -13,12 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from command import succeed
 
 import flowcli
 from flowcli import tensorfile
+from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, ModelFileError
 from flowcli.model import Model
+from flowcli.recipe.schema import Data
 
 N = 400
 RNG = np.random.default_rng(0)
@@ -204,3 +207,15 @@ def test_a_forged_column_is_refused(column: str, change: dict[str, Any], tmp_pat
     place = [*columns].index(column)
     with pytest.raises(ModelFileError):
         Model.load(forged(model, tmp_path, place, change))
+
+
+@pytest.mark.parametrize("kind", ["real", "integer"])
+def test_a_column_that_varies_in_held_out_rows_alone_has_their_scale(kind: str) -> None:
+    rare = pa.array([5.0] * 99 + [7.0]) if kind == "real" else pa.array([5] * 99 + [7])
+    whole = pa.table({"x": np.random.default_rng(0).normal(size=100), "rare": rare})
+    data = Data(columns={"rare": {"type": kind, "atoms": []}})
+    codec = TableCodec.fit(whole.slice(0, 99), data, whole)
+    rows = codec.read(whole)
+    y, _ = codec.encode(rows.raw, torch.full_like(rows.raw, 0.5))
+    at = [column.name for column in codec.columns].index("rare")
+    assert 1 < y[99, at] - y[0, at] < 100

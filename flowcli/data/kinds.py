@@ -136,6 +136,8 @@ def _fit_column(name: str, values: pa.Array, whole: pa.Array, options: Column, c
             return Counted.fit(name, values, gaps or None)
     atoms = _atoms(name, values, options, rows, kind == "integer") if counting else []
     rest, whole = _without(atoms, values), _without(atoms, whole)
+    if pc.count_distinct(rest).as_py() == 1:  # which has no scale; held-out rows have other values
+        rest = whole
     if kind == "integer":
         value: Real | Integer = Integer.fit(name, rest)
     else:
