@@ -21,7 +21,7 @@ from flowcli import tensorfile
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, ModelFileError
 from flowcli.model import Model
-from flowcli.recipe.schema import Data
+from flowcli.recipe import Column, Data
 
 N = 400
 RNG = np.random.default_rng(0)
@@ -209,11 +209,9 @@ def test_a_forged_column_is_refused(column: str, change: dict[str, Any], tmp_pat
         Model.load(forged(model, tmp_path, place, change))
 
 
-@pytest.mark.parametrize("kind", ["real", "integer"])
-def test_a_column_that_varies_in_held_out_rows_alone_has_their_scale(kind: str) -> None:
-    rare = pa.array([5.0] * 99 + [7.0]) if kind == "real" else pa.array([5] * 99 + [7])
-    whole = pa.table({"x": np.random.default_rng(0).normal(size=100), "rare": rare})
-    data = Data(columns={"rare": {"type": kind, "atoms": []}})
+def test_a_column_that_varies_in_held_out_rows_alone_has_their_scale() -> None:
+    whole = pa.table({"x": np.random.default_rng(0).normal(size=100), "rare": [5.0] * 99 + [7.0]})
+    data = Data(columns={"rare": Column(type="real", atoms=[])})
     codec = TableCodec.fit(whole.slice(0, 99), data, whole)
     rows = codec.read(whole)
     y, _ = codec.encode(rows.raw, torch.full_like(rows.raw, 0.5))
