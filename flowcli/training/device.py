@@ -35,7 +35,7 @@ def narrow(flow: nn.Module, rows: int) -> bool:
 
     A step of a narrow flow is hundreds of operations of some microseconds, and threads wait for each other after each.
     With up to 256 hidden units and 512 rows a second one saved 5 % at best. And they wait by spinning: where another
-    process has one of the cores, it keeps it for milliseconds at each wait, and a step of 3 milliseconds took 900.
+    process has one of the cores, it may keep it for milliseconds at each wait: a step of 3 milliseconds took 900 there.
     """
     return max(p.numel() for p in flow.parameters()) * rows < SHARED
 
