@@ -27,7 +27,7 @@ from flowcli.data.status import NAMES, NONFINITE, OK, VIOLATED
 from flowcli.data.table import TableCodec
 from flowcli.errors import DataError, FlowcliError, ModelFileError, UsageError
 from flowcli.flows.flow import Flow
-from flowcli.neighbours import FIGURES, MOST, Neighbours, Reference
+from flowcli.neighbours import FIGURES, MOST_LOG, Neighbours, Reference
 from flowcli.ordered import in_order
 from flowcli.places import is_object
 from flowcli.recipe import Recipe, from_dict
@@ -125,13 +125,15 @@ class Model:
         }
         compares = recipe.score.method == "neighbours"
         calibration = tensors.pop("calibration", torch.empty(0))
-        compared = [tensors.pop(f"reference.{part}", torch.empty(0)) for part in Reference._fields]
+        reference: Reference | None = None
+        if compares:
+            reference = Reference(*(tensors.pop(f"reference.{part}", torch.empty(0)) for part in Reference._fields))
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         figures = 1 + images + sum(FIGURES) * compares
         calibrated = calibration.dtype == torch.float64 and calibration.ndim == 2 and len(calibration) == figures
-        reference = Reference(*compared) if compares else None
-        rows = [len(part) if part.dtype == torch.float64 and part.shape[1:] == (d,) else -1 for part in compared]
-        referred = rows[0] > 0 <= rows[1] and sum(rows) <= MOST if compares else not any(map(len, compared))
+        referred = reference is None or reference.fits(d)
+        if compares and calibrated:
+            calibrated = bool((calibration[1:].abs() < MOST_LOG).all())
         if found != shapes or not calibrated or not referred:
             differing = sorted(name for name, _ in set(found.items()) ^ set(shapes.items()))
             differing += ["reference" if calibrated else "calibration"]

@@ -1,4 +1,4 @@
-"""Training rows to compare others with: how far a row is from those it is nearest to, and from the flow's centre."""
+"""Rows of the fit to compare others with: how far a row is from those it is nearest to, and from the flow's centre."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from flowcli.baseline import Baseline, scores
 from flowcli.flows.flow import Flow
 
-NEAREST = (1, 5)  # the distances to the nearest and to the fifth training row
+NEAREST = (1, 5)  # the distances to the nearest and to the fifth row
 FIGURES = (len(NEAREST), len(NEAREST), 1)  # of each view of a row
 MOST = 20_000  # rows that are kept
 FAR = 1e6  # standard deviations; numbers further out are taken to here, so that squares stay exact enough
 LEAST = 1e-6  # the distance that equal rows have, whose logarithm is finite
+MOST_LOG = 100.0  # what no logarithm of a distance is near
 AT_ONCE = 1 << 20  # distances in memory at once
 BLOCK = 128  # reference rows of which the least distance is looked at first
 
@@ -28,6 +29,11 @@ class Reference(NamedTuple):
 
     training: Tensor
     held_out: Tensor
+
+    def fits(self, features: int) -> bool:
+        """Whether rows with so many features can be compared with these."""
+        alike = all(part.dtype == torch.float64 and part.shape[1:] == (features,) for part in self)
+        return alike and 0 < len(self.training) <= MOST - len(self.held_out)
 
 
 class Neighbours:

@@ -13,7 +13,7 @@ import torch
 from command import flowcli, succeed
 
 import flowcli as library
-from flowcli import Model
+from flowcli import Model, tensorfile
 from flowcli.baseline import Baseline
 from flowcli.errors import ModelFileError, UsageError
 from flowcli.flows.levels import Cells
@@ -70,6 +70,24 @@ def test_p_values_are_not_too_small_where_few_rows_are_held_out() -> None:
         flagged.append((p_values(oddness(others, held_out), usual) <= 1 / 21).mean())
     # As many are guaranteed; without leaving each held-out row out of its own comparison they are 0.1.
     assert np.mean(flagged) < 1 / 21
+
+
+@pytest.mark.parametrize("m", [3, 5, 9, 20])
+def test_however_few_rows_are_held_out(m: int) -> None:
+    k, rng, least = sum(FIGURES), np.random.default_rng(1), []
+    for _ in range(2000):
+        held_out, others = rng.standard_normal((2, k, m))
+        usual = np.sort(oddness(held_out, held_out, own=True))
+        least.append((p_values(oddness(others, held_out), usual) <= 1 / (m + 1)).mean())
+    assert np.mean(least) < 1.05 / (m + 1)
+
+
+def test_rows_that_the_model_has_seen_are_not_odd() -> None:
+    table = pa.table({name: np.round(np.asarray(c), 1) for name, c in rows(1200, 9).items() if name != "level"})
+    model = library.fit("anomaly", table, overrides=QUICK)
+    seen = model.score(table)
+    assert (seen.p_value < 0.05).mean() < 0.05
+    assert (seen.p_value > 0.5).mean() > 0.4
 
 
 def test_rows_that_break_what_holds_the_columns_together_are_found(model: Model) -> None:
@@ -129,14 +147,18 @@ def test_held_out_rows_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPa
     assert torch.equal(near.log_distances(some, own=True), near.log_distances(some))
 
 
-def test_what_the_other_views_let_expect_counts_for_less() -> None:
-    k, rng = sum(FIGURES), np.random.default_rng(0)
-    usual = np.repeat(rng.standard_normal((3, 500)), FIGURES, axis=0)
-    odd = np.full((k, 1), 3.0)
-    alike = usual[:1] + 0.1 * rng.standard_normal((k, 500))
-    assert oddness(odd, alike)[0] < oddness(odd, usual)[0]
-    one = np.where(np.arange(k) < FIGURES[0], 3.0, 0.0)[:, None]
-    assert oddness(one, alike)[0] > oddness(one, usual)[0]
+def test_what_one_view_sees_counts_for_more_than_what_all_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    usual = np.repeat(rng.standard_normal(500) + 0.3 * rng.standard_normal((3, 500)), FIGURES, axis=0)
+    by_all = np.full((sum(FIGURES), 1), 2.5)
+    by_one = np.where(np.arange(sum(FIGURES)) < FIGURES[0], 2.5, 0.0)[:, None]
+
+    def ratio() -> float:
+        return float(oddness(by_one, usual)[0] / oddness(by_all, usual)[0])
+
+    with_it = ratio()
+    monkeypatch.setattr("flowcli.scoring.method.EXPECTED", 0.0)
+    assert with_it > 1.1 * ratio()
 
 
 def test_ranks_do_not_change_with_a_columns_shape() -> None:
@@ -162,6 +184,25 @@ def test_a_file_has_it_all_and_is_checked(model: Model, tmp_path: Path) -> None:
         Model.load(tmp_path / "without.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("reference.training", torch.tensor(1.0, dtype=torch.float64), "the tensor reference"),
+        ("reference.training", torch.zeros(0, 5, dtype=torch.float64), "the tensor reference"),
+        ("reference.held_out", torch.zeros(30_000, 5, dtype=torch.float64), "the tensor reference"),
+        ("calibration", torch.full((1 + sum(FIGURES), 20), 1e308, dtype=torch.float64), "the tensor calibration"),
+    ],
+)
+def test_a_file_with_impossible_rows_is_refused(
+    model: Model, tmp_path: Path, name: str, tensor: torch.Tensor, words: str
+) -> None:
+    model.save(tmp_path / "good.safetensors")
+    tensors, about = tensorfile.read(tmp_path / "good.safetensors")
+    tensorfile.write(tmp_path / "bad.safetensors", tensors | {name: tensor}, about)
+    with pytest.raises(ModelFileError, match=words):
+        Model.load(tmp_path / "bad.safetensors")
+
+
 def test_a_row_with_holes_has_a_score() -> None:
     table = pa.table(rows(600, 6)).drop_columns("level")
     holes = table.set_column(
@@ -181,7 +222,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     succeed("fit", "maf-affine", "t.parquet", "-o", "run", "-s", "train.epochs=1", cwd=tmp_path)
     done = flowcli("score", "run", "t.parquet", "--method", "neighbours", cwd=tmp_path)
     assert done.returncode == 2
-    assert "was fitted without it" in done.stderr
+    assert "this model keeps none" in done.stderr
 
 
 def test_init_writes_such_a_recipe(tmp_path: Path) -> None:

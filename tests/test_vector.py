@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from flowcli.training.vector import as_vector
+from flowcli.training.vector import as_vector, with_gradient
 
 
 def some() -> nn.Module:
@@ -20,6 +20,7 @@ def some() -> nn.Module:
 def test_parameters_keep_their_values_layout_and_gradients() -> None:
     plain, net, x = some(), some(), torch.randn(2, 3, 3, 3)
     vector = as_vector(net)
+    with_gradient(net, vector)
     plain(x).square().sum().backward()
     net(x).square().sum().backward()
     for a, b in zip(plain.parameters(), net.parameters(), strict=True):
@@ -34,6 +35,7 @@ def test_parameters_keep_their_values_layout_and_gradients() -> None:
 def test_what_is_done_to_the_vector_is_done_to_the_parameters() -> None:
     net = some()
     vector, before = as_vector(net), [p.detach().clone() for p in net.parameters()]
+    with_gradient(net, vector)
     with torch.no_grad():
         vector.mul_(2)
         vector.grad.fill_(3)

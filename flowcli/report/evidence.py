@@ -98,7 +98,7 @@ def gather(past: Past, batches: Iterable[pa.RecordBatch] | None = None, name: st
     """Measure a run, on the rows it was made from and, if there are any, on ``batches`` of others, called ``name``.
 
     P-values are those of the others, or else of training rows, since held-out rows' are uniform whatever the model;
-    and of none, where training rows are what others are compared with.
+    and of none, where the rows of the fit are what others are compared with.
     Raises DataError when the batches have no rows, or not the model's columns.
     """
     found = Evidence(past)
@@ -109,7 +109,9 @@ def gather(past: Past, batches: Iterable[pa.RecordBatch] | None = None, name: st
     try:
         split = past.rows()
         own = {"training": split.table.slice(0, split.sampled), "held-out": split.held_out}
-        train, held_out = (_Measured.of(model, calibrated, _some(table, most)) for table in own.values())
+        train, held_out = (
+            _Measured.of(model, calibrated, _some(table, most), own=part == "held-out") for part, table in own.items()
+        )
         for part, table in own.items():
             _note(found, f"{part} rows", len(table), most)
         _held_out(found, held_out, train)
@@ -177,10 +179,11 @@ class _Measured:
     p_value: Floats
 
     @staticmethod
-    def of(model: Model, held_out: Floats, table: pa.Table) -> _Measured:
+    def of(model: Model, held_out: Floats, table: pa.Table, own: bool = False) -> _Measured:
+        """``own`` says that they are the model's held-out rows, with which it compares others."""
         rows = model.codec.read(table)
         density = model.density(rows)
-        score = methods.score(methods.of_density(model, rows, density), model)
+        score = methods.score(methods.of_density(model, rows, density, own), model, own=own)
         p_value = np.where(rows.lost, np.nan, p_values(score, held_out))
         return _Measured(table, rows, density.complete, np.where(rows.lost, np.nan, score), p_value)
 
@@ -203,24 +206,25 @@ def _oddest(found: Evidence, fresh: _Measured) -> None:
         found.sheets["oddest"] = _pngs(found.model, fresh.table, ranked[:SHOWN])
         found.sheets["most typical"] = _pngs(found.model, fresh.table, ranked[::-1][:SHOWN])
     else:
-        found.oddest = _explained(found.model, fresh.table.take(pa.array(order[:ODDEST])))
+        found.oddest = _explained(found.model, fresh, order[:ODDEST])
 
 
-def _explained(model: Model, rows: pa.Table) -> list[Odd]:
+def _explained(model: Model, fresh: _Measured, which: NDArray[np.int64]) -> list[Odd]:
     codec = model.codec
     assert isinstance(codec, TableCodec)
-    found = []
-    scores = Scorer(model, explain=min(REASONS, len(codec.columns)))(rows.drop_columns(_present(rows, ROW)))
-    for score, row in zip(scores.to_pylist(), rows.to_pylist(), strict=True):
+    found, rows = [], fresh.table.take(pa.array(which))
+    told = Scorer(model, explain=min(REASONS, len(codec.columns)))(rows.drop_columns(_present(rows, ROW)))
+    for i, score, row in zip(which, told.to_pylist(), rows.to_pylist(), strict=True):
         reasons = [
             (score[f"reason_{k}"], _shown(row[score[f"reason_{k}"]]), score[f"nats_{k}"])
             for k in range(1, 1 + min(REASONS, len(codec.columns)))
             if score[f"reason_{k}"] is not None
         ]
-        told = {ROW, *(name for name, _, _ in reasons)}
-        others = [(name, _shown(value)) for name, value in row.items() if name not in told]
+        named = {ROW, *(name for name, _, _ in reasons)}
+        others = [(name, _shown(value)) for name, value in row.items() if name not in named]
         name = f"{row[ROW]:,}" if ROW in row else ""
-        found.append(Odd(name, score["score"], score["p_value"], score["status"], reasons, others))
+        value, p_value = (None if np.isnan(v[i]) else float(v[i]) for v in (fresh.score, fresh.p_value))
+        found.append(Odd(name, value, p_value, score["status"], reasons, others))
     return found
 
 

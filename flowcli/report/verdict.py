@@ -41,7 +41,7 @@ def verdict(evidence: Evidence) -> list[Finding]:
 def notes(evidence: Evidence) -> list[str]:
     """What is found of a density that is not what the model is for, where that is so, and is no verdict."""
     found = [finding.sentence for find in _aside(evidence) if (finding := find(evidence))]
-    return [f"Its scores compare rows with training rows. Of its density: {sentence}" for sentence in found]
+    return [f"Its scores compare rows with those of the fit. Of its density: {sentence}" for sentence in found]
 
 
 def _aside(evidence: Evidence) -> tuple[Callable[[Evidence], Finding | None], ...]:

@@ -16,7 +16,8 @@ from flowcli.neighbours import FIGURES
 from flowcli.recipe import MethodName
 
 Floats = NDArray[np.float64]
-SHARED = 1 / 3  # of what the other views let expect of one
+EXPECTED = 1 / 3  # of what the other views let expect of one, that is taken off
+ENOUGH = 10  # held-out rows that say what views let expect of each other
 TAIL = 0.8  # the share of held-out rows below what counts as the tail
 
 
@@ -59,7 +60,7 @@ def score(parts: Floats, model: Model, method: MethodName | None = None, own: bo
     if method in ("complexity", "either") and not images:
         raise UsageError(f"score.method: {method} is for images, and this model is of a table.")
     if method == "neighbours" and model.neighbours is None:
-        raise UsageError("score.method: neighbours compares with training rows, and this model was fitted without it.")
+        raise UsageError("score.method: neighbours compares with the rows of the fit, and this model keeps none.")
     if method == "nll":
         return np.asarray(-parts[0])
     usual = model.calibration.numpy()
@@ -76,17 +77,25 @@ def score(parts: Floats, model: Model, method: MethodName | None = None, own: bo
 
 def oddness(distances: Floats, held_out: Floats, own: bool = False) -> Floats:
     """The cubic mean over views of how surprising log-distances ``(k, n)`` are beside those of held-out rows ``(k,
-    m)``: of each view the mean over its figures, less a share of what the other views let expect of it. What all views
-    see counts for less then, and what one sees in a row that is usual to the others for more. ``own``: they are the
-    held-out rows', each compared with the others, as another row is with all. Compared with itself too, it would seem
-    more usual, and others' p-values too small.
+    m)``. ``own``: they are the held-out rows', each compared with the others, as another row is with all. Compared with
+    itself too, it would seem more usual, and others' p-values too small.
+
+    A view is the mean over its figures, less a share of what the others let expect of it, as far as that is more than
+    usual: what all views see counts for less, and what one sees in a row that is usual to the others for more. Where a
+    row is nearer than usual to the others, as one that is in the reference is, nothing is expected.
     """
     views, usual = (np.array([v.mean(0) for v in np.split(f, np.cumsum(FIGURES)[:-1])]) for f in (distances, held_out))
     odd = []
     for i in range(len(views)):
-        beside, among = (np.vstack([np.ones(v.shape[1]), np.delete(v, i, 0)]) for v in (views, usual))
-        slopes = SHARED * np.linalg.lstsq(among.T, usual[i], rcond=None)[0]
-        odd.append(_surprise(views[i] - slopes @ beside, usual[i] - slopes @ among, own))
+        here, there = views[i], usual[i]
+        if usual.shape[1] >= ENOUGH:
+            beside, among = (np.vstack([np.ones(v.shape[1]), np.delete(v, i, 0)]) for v in (views, usual))
+            slopes = np.linalg.lstsq(among.T, there, rcond=None)[0]
+            expected, usually = slopes @ beside, slopes @ among
+            least = np.median(usually)
+            here = here - EXPECTED * np.maximum(expected, least)
+            there = there - EXPECTED * np.maximum(usually, least)
+        odd.append(_surprise(here, there, own))
     return np.asarray(np.cbrt((np.array(odd) ** 3).mean(0)))
 
 

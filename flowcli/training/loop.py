@@ -26,7 +26,7 @@ from flowcli.training.group import Group
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import Together, TrainingRows
 from flowcli.training.state import Average, Counters, State, Tensors, copy_of, load_optimizer, optimizer_tensors
-from flowcli.training.vector import as_vector
+from flowcli.training.vector import as_vector, with_gradient
 
 WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 steps
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
@@ -69,11 +69,13 @@ class Trainer:
             raise UsageError(f"train.batch_size: {self.batch} rows are too few for {self.group.size} processes.")
         self.share = self.group.share(self.batch)
         self.vector = as_vector(flow)
+        self.gradient = with_gradient(flow, self.vector)
         self.optimizer = torch.optim.AdamW(
             [self.vector], lr=settings.lr, weight_decay=settings.weight_decay, fused=self.device.type != "mps"
         )
-        alone = self.codec.shape is None and devices.narrow(flow, self.batch)
-        self.threads = 1 if alone else torch.get_num_threads()
+        table_on_cpu = self.device.type == "cpu" and codec.shape is None
+        alone = table_on_cpu and devices.narrow(flow, self.share.stop - self.share.start)
+        self.threads = 1 if alone else torch.get_num_threads()  # of a step
         self.spread = settings.noise * baseline.spread(settings.noise_shape == "data").to(self.device, self.dtype)
         self.average = Average(flow, self.vector, settings.ema)
         self.max_seconds = seconds(settings.max_time) if settings.max_time else math.inf
@@ -112,9 +114,8 @@ class Trainer:
             self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
         try:
-            with devices.threads(self.threads):
-                while self._goes_on():
-                    self.state = self._epoch(self.state)
+            while self._goes_on():
+                self.state = self._epoch(self.state)
             self.state.counters.finished = True
         finally:
             self.progress.end()
@@ -133,7 +134,9 @@ class Trainer:
             if c.taken > before:  # a state after each window, and at the epoch's end an evaluation with it
                 last = self.state = self._take_down(last.best)
                 self._save(last, None)
-            if not self._window(data):
+            with devices.threads(self.threads):
+                went_well = self._window(data)
+            if not went_well:
                 return self._step_back(last)
             if c.seconds >= self.max_seconds:
                 break
@@ -185,19 +188,17 @@ class Trainer:
         self.clock.lap("data")
         loss = -self.forward(y, context).mean()
         self.clock.lap("forward")
-        gradient = self.vector.grad
-        assert gradient is not None
-        gradient.zero_()
+        self.gradient.zero_()
         loss.backward()
         self.clock.lap("backward")
-        loss, stopped = self.group.mean(loss, gradient, len(y) / len(index), self.stopped())
+        loss, stopped = self.group.mean(loss, self.gradient, len(y) / len(index), self.stopped())
         if stopped:
             raise Interrupted
-        norm, value = torch.stack([gradient.norm(), loss.detach()]).tolist()  # a device is waited for once
+        norm, value = torch.stack([self.gradient.norm(), loss.detach()]).tolist()  # a device is waited for once
         if not math.isfinite(norm + value):
             return None
         if norm > self.settings.clip:
-            gradient.mul_(self.settings.clip / norm)
+            self.gradient.mul_(self.settings.clip / norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()

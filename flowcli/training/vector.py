@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ALIGNED = 16  # numbers: the parts begin where vector instructions like it
 
 
 def as_vector(module: nn.Module) -> nn.Parameter:
-    """The vector of which each of the module's parameters, all of one type, is a part from now on, and its gradient
-    likewise.
-
-    Parts stay as they are laid out. Between them may be numbers that are no parameter; those and their gradients stay
-    zero. Clear the gradient in place: a parameter whose ``grad`` is replaced has left the vector.
-    """
+    """The vector of which each of the module's parameters, all of one type and without gaps, is a part from now on,
+    laid out as it was. Between the parts may be numbers that are no parameter; they stay zero."""
     parameters = list(module.parameters())
-    sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in parameters]
-    like = parameters[0].detach()
-    vector = nn.Parameter(like.new_zeros(sum(sizes)))
-    vector.grad = torch.zeros_like(vector)
-    parts = zip(parameters, vector.detach().split(sizes), vector.grad.split(sizes), strict=True)
-    for parameter, value, gradient in parts:
-        laid = [part.as_strided(parameter.shape, parameter.stride()) for part in (value, gradient)]
-        laid[0].copy_(parameter.detach())
-        parameter.data, parameter.grad = laid
+    vector = nn.Parameter(parameters[0].new_zeros(sum(map(_room, parameters))))
+    for parameter, part in _parts(parameters, vector.detach()):
+        part.copy_(parameter.detach())
+        parameter.data = part
     return vector
+
+
+def with_gradient(module: nn.Module, vector: nn.Parameter) -> Tensor:
+    """The gradient of the module's ``vector``, of which each of its parameters' gradients is a part from now on. Clear
+    it in place: a parameter whose ``grad`` is replaced has left it."""
+    vector.grad = torch.zeros_like(vector)
+    for parameter, part in _parts(list(module.parameters()), vector.grad):
+        parameter.grad = part
+    return vector.grad
+
+
+def _room(parameter: Tensor) -> int:
+    return -(-parameter.numel() // ALIGNED) * ALIGNED
+
+
+def _parts(parameters: list[nn.Parameter], vector: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    for parameter, part in zip(parameters, vector.split([*map(_room, parameters)]), strict=True):
+        yield parameter, part.as_strided(parameter.shape, parameter.stride())

@@ -67,8 +67,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # what is put in the place of what
     "without columns": of_views(1, 2),
     "without ranks": of_views(0, 2),
     "without latents": of_views(0, 1),
-    "views as they are": {"flowcli.scoring.method.SHARED": 0.0},
-    "half of what is shared": {"flowcli.scoring.method.SHARED": 0.5},
+    "views as they are": {"flowcli.scoring.method.EXPECTED": 0.0},
+    "half of what is expected": {"flowcli.scoring.method.EXPECTED": 0.5},
     "columns as they are": {"flowcli.neighbours.Neighbours._columns": Neighbours._standard},
     "columns by Euclid's distance": {
         "flowcli.neighbours._nearest": lambda x, rows, norm, own, nearest=neighbours._nearest: nearest(x, rows, 2, own)

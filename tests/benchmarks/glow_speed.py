@@ -23,7 +23,7 @@ import torch
 
 from flowcli.flows.registry import build
 from flowcli.training.state import Average
-from flowcli.training.vector import as_vector
+from flowcli.training.vector import as_vector, with_gradient
 from tests.benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "glow_speed.json"
@@ -56,8 +56,7 @@ def ours(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
     flow.float()
     flow.start(x)
     vector = as_vector(flow)
-    gradient = vector.grad
-    assert gradient is not None
+    gradient = with_gradient(flow, vector)
     optimizer = torch.optim.AdamW([vector], lr=1e-4, fused=True)
     average = Average(flow, vector, 0.999)
 

@@ -38,7 +38,7 @@ from flowcli.flows.registry import build
 from flowcli.training.compiled import compiled
 from flowcli.training.device import narrow, threads
 from flowcli.training.state import Average
-from flowcli.training.vector import as_vector
+from flowcli.training.vector import as_vector, with_gradient
 from tests.benchmarks.machine import machine
 from tests.benchmarks.peers import BINS, Contender, Shape, peers
 
@@ -128,8 +128,7 @@ def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
 
         return plain
     vector = as_vector(contender.module)
-    gradient = vector.grad
-    assert gradient is not None
+    gradient = with_gradient(contender.module, vector)
     optimizer = torch.optim.AdamW([vector], lr=1e-5, weight_decay=1e-2, fused=True)
     average = Average(contender.module, vector, 0.999)
 
