@@ -141,7 +141,7 @@ def train(
 
     try:
         state = trainer.run(start, on_state, stopped)
-        prepared.flow.to("cpu")
+        prepared.flow.to("cpu").zero_grad()
         clock.lap("other")
         if record is None:
             group.wait()

@@ -129,6 +129,7 @@ def flowclis(train: Floats, test: Floats, labels: NDArray[np.bool_], options: li
         "flagged": float(flagged.sum()),
         "false discoveries": float((flagged & ~labels).sum() / max(flagged.sum(), 1)),
         "found": float((flagged & labels).sum() / labels.sum()),
+        "usual": float((p_value > 0.5).mean()),
     }
 
 
