@@ -316,6 +316,16 @@ def test_spline_meets_its_tails() -> None:
         assert log_slope.abs().max() < 1e-6
 
 
+def test_a_column_that_does_not_vary_at_the_start_is_left_at_its_scale() -> None:
+    x = torch.randn(500, 3, dtype=torch.float64)
+    x[:, 1] = 0.3
+    layer = Triangular(3).double()
+    layer.start(x)
+    x[0, 1] = 5.3  # a row of those to come
+    y, _ = layer.forward(x[:1])
+    assert y.abs().max() < 20
+
+
 def test_triangular_starts_as_the_whitening_of_the_data() -> None:
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(500, 3, generator=generator, dtype=torch.float64)

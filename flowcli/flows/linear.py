@@ -11,10 +11,13 @@ from flowcli.flows.bijection import Bijection
 
 def moments(x: Tensor, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Mean ``(features,)`` and covariance of rows, with a share ``ridge`` of each variance added to it: whatever the
-    columns' scales, a Cholesky factor exists."""
+    columns' scales, a Cholesky factor exists. A column that does not vary in these rows, as it may in others, has
+    variance 1, as encoded columns about have."""
     centred = x - x.mean(0)
     covariance = centred.T @ centred / max(len(x) - 1, 1)
-    return x.mean(0), covariance + torch.diag(ridge * covariance.diagonal().clamp(min=ridge))
+    variance = covariance.diagonal()
+    added = torch.where(variance > ridge**2, ridge * variance.clamp(min=ridge), 1.0)
+    return x.mean(0), covariance + torch.diag(added)
 
 
 class Triangular(Bijection):
