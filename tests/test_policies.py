@@ -30,8 +30,10 @@ def test_a_clone_does_as_its_expert() -> None:
 
 
 def test_where_two_experts_differ_a_flow_is_ahead_of_a_gaussian() -> None:
-    found = compare(one_sided(), 70, episodes=200, hold=HOLD, settings=QUICK)
-    ahead = found["flow"] - found["gaussian"]
+    ahead = np.zeros(200)
+    for seed in range(4):  # a fit's rounding alone moves its returns by a standard error
+        found = compare(one_sided(), 70, episodes=200, hold=HOLD, settings=[*QUICK, f"train.seed={seed}"])
+        ahead += (found["flow"] - found["gaussian"]) / 4
     assert ahead.mean() > 3 * ahead.std(ddof=1) / len(ahead) ** 0.5
 
 
