@@ -27,6 +27,7 @@ def compiled(flow: Flow, y: Tensor, context: Tensor | None) -> Forward:
     splines, by two thirds). So the gradient is compared here with the flow's own. Raises CannotCompile.
     """
     flow.train()
+    torch.compiler.reset()  # what was compiled of earlier flows counts against a limit of eight
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about itself

@@ -10,7 +10,7 @@ from torch import nn
 
 from flowcli.errors import UsageError
 
-WIDE = 1 << 26  # products of a batch with a layer's weights from which on a second thread takes a share of the time
+WIDE = 1 << 23  # products of a batch with a layer's weights from which on a second thread takes a share of the time
 
 
 def choose(name: str) -> torch.device:
@@ -34,8 +34,9 @@ def narrow(flow: nn.Module, rows: int) -> bool:
     """Whether a step of so many rows is one thread's.
 
     A step of a narrow flow is hundreds of operations of some microseconds, and threads wait for each other after each.
-    With up to 256 hidden units and 512 rows a second one saved 5 % at best. And they wait by spinning: where another
-    process has one of the cores, it may keep it for milliseconds at each wait: a step of 3 milliseconds took 900 there.
+    With 64 hidden units and 512 rows a second one saves a twentieth (with 128 a seventh, with 256 a quarter). And they
+    wait by spinning: where another process has one of the cores, it may keep it for milliseconds at each wait. A step
+    of 3 milliseconds took 900 there.
     """
     return max(p.numel() for p in flow.parameters()) * rows < WIDE
 
