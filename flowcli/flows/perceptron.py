@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
 LARGE, THIN = 1 << 20, 3  # products, and numbers along a side, from which on the choice of a library matters
-WIDE = 1 << 17  # weights from which on fewer products are worth more than bias and SiLU along with them
+WIDE = 1 << 17  # weights from which on stairs pay with oneDNN, which cannot write into a part of a result
 
 
 class Stairs(NamedTuple):
@@ -169,7 +169,8 @@ def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, n: 
     """One of the three products of a layer with ``n`` rows: along its stairs, where it is large."""
     m, k = layer.weight.shape
     large = m * k * n >= LARGE
-    stairs = layer.stairs if layer.stairs and large and a.device.type == "cpu" else Stairs([m], [k])
+    pays = large and a.device.type == "cpu" and (ONEDNN is None or m * k >= WIDE)
+    stairs = layer.stairs if layer.stairs and pays else Stairs([m], [k])
     # What is small stays visible to the compiler, which takes it together with what is around it.
     call = OPAQUE[plain] if large and torch.compiler.is_compiling() else plain
     return call(a, b, *stairs)
