@@ -27,13 +27,32 @@ def benjamini_hochberg(p: np.ndarray, q: float) -> np.ndarray:
     return rejected
 
 
+def as_among_half(p: np.ndarray) -> np.ndarray:
+    """P-values to a power, of which a quarter is above one half: half of those of normal rows, half of all."""
+    quartile = np.sort(p)[::-1][int(np.ceil(len(p) / 4)) - 1]
+    return p ** (np.log(0.5) / np.log(quartile)) if len(p) >= 100 and quartile <= 0.5 else p
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.sampled_from([0.01, 0.1, 0.25, 0.5]))
 def test_false_discoveries_are_benjamini_and_hochbergs(ranks: list[int], q: float) -> None:
     p = np.array(ranks) / 50
     found = FalseDiscoveries(q)
     for part in np.array_split(p, 3):
         found.add(np.append(part, np.nan))
-    assert np.array_equal(found.level().flags(p, p), benjamini_hochberg(p, q))
+    assert np.array_equal(found.level().flags(p, p), benjamini_hochberg(as_among_half(p), q))
+
+
+def test_where_all_rows_seem_odd_what_stands_out_from_them_is_flagged() -> None:
+    rng = np.random.default_rng(0)
+    odd = np.arange(4_000) >= 2_000
+    for power in (1, 3, 5):  # how much odder normal rows have become
+        p = np.append(rng.random(2_000) ** power, rng.random(2_000) * 1e-15)
+        found = FalseDiscoveries(0.1)
+        found.add(p)
+        flagged = found.level().flags(p, p)
+        assert flagged[odd].all()
+        assert 0.03 < (flagged & ~odd).sum() / flagged.sum() < 0.07  # q times the normal rows' share
+    assert (benjamini_hochberg(p, 0.1) & ~odd).sum() > 1_000  # without
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +106,17 @@ def test_rows_of_another_kind_are_said(folder: Path) -> None:
         done = flowcli("score", "run", "shifted.csv", "-o", "scores.csv", "--force", cwd=folder)
         assert done.returncode == 0
         assert (words in done.stderr) if words else ("kind" not in done.stderr)
+
+
+def test_a_gate_trips_where_fdr_cannot_tell_new_from_odd(folder: Path) -> None:
+    new = pd.read_csv(folder / "new.csv")
+    for shift, code, words in ((0.0, 0, "anomalies"), (6.0, 10, "of another kind than those of the fit")):
+        (new + shift * np.array([1, -1])).to_csv(folder / "strange.csv", index=False)
+        gate = ("--fdr", "0.1", "--fail-over", "0.1", "-o", "strange.scores.csv", "--force")
+        done = flowcli("score", "run", "strange.csv", *gate, cwd=folder)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+        assert ("stands out from these" in done.stderr) == bool(code)
+        assert len(pd.read_csv(folder / "strange.scores.csv")) == N
 
 
 def test_a_gate_trips_after_the_result_is_written(folder: Path) -> None:

@@ -25,6 +25,10 @@ def _summary(parameters: int, rows: int, held_out: int, device: str) -> str:
     return f"{rows:,} rows to learn from, {held_out:,} held out; {parameters:,} parameters; on {device}"
 
 
+def _again(number: int, of: int, held_out_log_prob: float) -> str:
+    return f"fit {number}/{of}, other rows held out: {held_out_log_prob:.4f}"
+
+
 def _left(done: float, began: float) -> str:
     """Time left as h:mm:ss, from the share that is done."""
     if done <= 0:
@@ -50,6 +54,9 @@ class Lines(Progress):
             f"held out {evaluation.held_out_log_prob:.4f}{mark}  {evaluation.rows_per_second:,.0f} rows/s  "
             f"left {_left(self.done, self.began)}"
         )
+
+    def again(self, number: int, of: int, held_out_log_prob: float) -> None:
+        console.note(_again(number, of, held_out_log_prob))
 
     def say(self, sentence: str) -> None:
         console.warn(sentence)
@@ -85,6 +92,9 @@ class Live(Progress):
             self.task, completed=done, epoch=f"{epoch}/{self.epochs}", figures=f"{figures}  {_left(done, self.began)}"
         )
         self.bars.refresh()
+
+    def again(self, number: int, of: int, held_out_log_prob: float) -> None:
+        console.note(_again(number, of, held_out_log_prob))
 
     def say(self, sentence: str) -> None:
         console.warn(sentence)

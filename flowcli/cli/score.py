@@ -16,7 +16,6 @@ from flowcli.cli.sharded import SHARD
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MANY = 100  # rows that say whether a file's rows are like those of the fit
 Method = Literal["auto", "nll", "typicality", "neighbours", "complexity", "either"]
 
 
@@ -86,7 +85,7 @@ def score(
     from flowcli.data.sink import check_output, open_sink, output_format
     from flowcli.errors import DataError
     from flowcli.ordered import in_order
-    from flowcli.scoring import Level, RowScorer, Scorer, in_one_schema, pieces
+    from flowcli.scoring import MANY, USUAL, Level, RowScorer, Scorer, in_one_schema, pieces
 
     check_format(format)
     if shard is None:
@@ -129,12 +128,16 @@ def score(
     if output != "-":
         written = anomalies if only_anomalies else rows
         console.note(f"{written:,} rows written to {output}" + (f", {anomalies:,} anomalies" if asked else ""))
-    if comparable >= MANY and usual < comparable / 4:
+    strange = comparable >= MANY and usual < USUAL * comparable
+    if strange:
         console.warn(
             f"only {usual / comparable:.0%} of the rows are as usual as the more usual half of the held-out rows. "
             "Unless most are anomalies, they are of another kind than the rows of the fit, and their p-values mean "
             "little: fit anew."
+            + (" --fdr takes half of them for normal, and flags what stands out from these." if fdr is not None else "")
         )
+    if fail_over is not None and fdr is not None and strange:
+        raise GateError("--fail-over: the rows are of another kind than those of the fit, or most are anomalies.")
     if fail_over is not None and anomalies > fail_over * rows:
         raise GateError(f"{anomalies:,} of {rows:,} rows are flagged, more than a share of {fail_over:g}.")
     if output != "-" or sys.stderr.isatty():  # in a pipeline, what comes next is there already

@@ -315,6 +315,10 @@ class Score(Section):
     their ranks, and its latents from their centre; up to 20,000 rows are kept in the model for it.
     `complexity`, for images: it less the length of the image's PNG. `either`, for images: the greater of `nll` and
     `complexity`, each in standard deviations. `auto`: `either` for images, else `nll`."""
+    folds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Fits, each of which holds out other rows than those before: p-values then compare with the rows that all of them
+    held out. Few held-out rows have no small p-values. The first fit is the model; as many follow as it takes to hold
+    out 2,000 rows, as `data.validation` has room for, and as `train.max_time` leaves time for."""
     dequantization_samples: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     """Places over which a row's density is averaged where it depends on them: of whole numbers with many values in
     their cells, of what is not there behind a spike or a gap, of pixels; time grows with it. `auto`: 32, with which the

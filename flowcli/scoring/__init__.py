@@ -4,9 +4,9 @@ from flowcli.scoring.copies import Copies, copies, draw_like, new_rows, train_ro
 from flowcli.scoring.evaluate import Evaluation, evaluate
 from flowcli.scoring.predict import Predictor
 from flowcli.scoring.rows import Piece, RowScorer, in_one_schema, pieces
-from flowcli.scoring.score import FalseDiscoveries, Level, Scorer, p_values, score_batch
+from flowcli.scoring.score import MANY, USUAL, FalseDiscoveries, Level, Scorer, p_values, score_batch
 
 __all__ = [
-    "Copies", "Evaluation", "FalseDiscoveries", "Level", "Piece", "Predictor", "RowScorer", "Scorer", "copies",
-    "draw_like", "evaluate", "in_one_schema", "new_rows", "p_values", "pieces", "score_batch", "train_rows",
+    "MANY", "USUAL", "Copies", "Evaluation", "FalseDiscoveries", "Level", "Piece", "Predictor", "RowScorer", "Scorer",
+    "copies", "draw_like", "evaluate", "in_one_schema", "new_rows", "p_values", "pieces", "score_batch", "train_rows",
 ]  # fmt: skip

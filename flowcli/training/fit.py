@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowcli.data.codec import Rows
 from flowcli.errors import TrainingError, UsageError
 from flowcli.model import Model
 from flowcli.recipe import Recipe
@@ -103,8 +104,12 @@ def train(
             start, evaluations = record.read_state(fingerprint, progress.say)
         group.begin(str(record.folder))
     start = group.state(start)
-    if start and start.counters.finished:
-        return _finished(prepared, record, start, progress, trainer.threads) if record else None
+    if group.any(start is not None and start.counters.finished and record is not None and record.finished):
+        if not record:
+            return None
+        progress.say(f"{record.target}: is finished already; nothing to do")
+        record.finish()
+        return Model.load(record.folder)
     if start and start.counters.processes != group.size:
         progress.say(
             f"{folder}: was fitted by {_processes(start.counters.processes)} and goes on with "
@@ -125,12 +130,13 @@ def train(
             board = board or Board(record.folder / BOARD, before)
             board.write(evaluation)
 
-    def save(record: Run, state: State) -> Model:
-        """Write all that there is at an epoch's end; return the best model so far."""
+    def save(record: Run, state: State, beside: Sequence[NDArray[np.float64]] = ()) -> Model:
+        """Write all that there is at an epoch's end; return the best model so far. ``beside`` is what other fits have
+        of the rows that they held out."""
         now = copy_of(prepared.flow)
         prepared.flow.load_state_dict(state.best)
         clock.lap("saving")
-        model = _best(prepared, state)
+        model = _best(prepared, state, beside)
         clock.lap("evaluation")
         record.write_model(model)  # first, since it is what makes the folder a run's
         record.write_recipe(prepared.recipe)
@@ -143,10 +149,13 @@ def train(
         state = trainer.run(start, on_state, stopped)
         prepared.flow.to("cpu").zero_grad()
         clock.lap("other")
+        if record and prepared.splits:
+            save(record, state)
+        beside = _further(prepared, trainer, stopped)
         if record is None:
             group.wait()
-            return _best(prepared, state) if group.first else None
-        model = save(record, state)
+            return _best(prepared, state, beside) if group.first else None
+        model = save(record, state, beside)
         record.write_manifest(_manifest(prepared, model, state, time.monotonic() - began, trainer.threads))
         clock.lap("saving")
         if profile:
@@ -177,15 +186,31 @@ def _processes(number: int) -> str:
     return f"{number} processes" if number > 1 else "one process"
 
 
-def _finished(prepared: Prepared, record: Run, state: State, progress: Progress, threads: int) -> Model:
-    """The model of a run that needs no more training, of which all is then written."""
-    model = Model.load(record.folder)
-    if record.finished:
-        progress.say(f"{record.target}: is finished already; nothing to do")
-    else:
-        record.write_manifest(_manifest(prepared, model, state, state.counters.seconds, threads))
-    record.finish()
-    return model
+def _further(prepared: Prepared, first: Trainer, stopped: Callable[[], bool]) -> list[NDArray[np.float64]]:
+    """What the held-out rows' scores are made of, for each of the fits that hold out other rows than the ``first``: as
+    many as end in the fit's time, if each takes as long as that (cross-conformal prediction: Vovk 2015).
+
+    Raises as :meth:`Trainer.run` does.
+    """
+    found: list[NDArray[np.float64]] = []
+    each, began = first.counters.seconds, time.monotonic()
+    for number, other in enumerate(prepared.further(), 2):
+        spent = first.group.firsts(each + time.monotonic() - began)
+        if spent + each > first.max_seconds:
+            left = len(prepared.splits) + 2 - number
+            first.progress.say(f"train.max_time: leaves no time for {left} of the fits that hold out other rows")
+            break
+        trainer = Trainer(
+            other.flow, other.codec, other.baseline, other.rows, other.held_out, other.recipe.train, Progress(),
+            first.clock, first.group,
+        )  # fmt: skip
+        counters = trainer.run(stopped=stopped).counters
+        other.flow.to("cpu").zero_grad()
+        if first.group.first:
+            found.append(_calibrated(other)[2])
+        first.clock.lap("evaluation")
+        first.progress.again(number, len(prepared.splits) + 1, counters.best)
+    return found
 
 
 def _start_from(prepared: Prepared, model: Model) -> None:
@@ -195,15 +220,9 @@ def _start_from(prepared: Prepared, model: Model) -> None:
     prepared.flow.load_state_dict(theirs)
 
 
-def _best(prepared: Prepared, state: State) -> Model:
+def _best(prepared: Prepared, state: State, beside: Sequence[NDArray[np.float64]]) -> Model:
     """A Model of the best weights, which the flow has now, calibrated with the density that ``score`` will compute."""
-    rows = prepared.calibration
-    if len(rows) > MAX_CALIBRATION:
-        picked = np.random.default_rng(prepared.recipe.train.seed).choice(len(rows), MAX_CALIBRATION, replace=False)
-        rows = rows.take(torch.from_numpy(np.sort(picked)))
-    prepared.flow.eval()
-    draft = prepared.model(np.zeros((1, 1)), {})
-    parts = ingredients(draft, rows, own=True)
+    draft, rows, parts = _calibrated(prepared)
     baseline = draft.density(rows, draft.baseline.log_prob).complete
     some = random_rows(prepared.held_out, ROUND_TRIPS, prepared.recipe.train.seed)
     about = {
@@ -218,7 +237,18 @@ def _best(prepared: Prepared, state: State) -> Model:
         "steps": state.counters.step,
         "skipped_steps": state.counters.skipped,
     }
-    return prepared.model(parts, about)
+    return prepared.model(np.concatenate([parts, *beside], 1), about)
+
+
+def _calibrated(prepared: Prepared) -> tuple[Model, Rows, NDArray[np.float64]]:
+    """A Model of the weights that the flow has now, held-out rows, and what their scores are made of."""
+    rows = prepared.calibration
+    if len(rows) > MAX_CALIBRATION:
+        picked = np.random.default_rng(prepared.recipe.train.seed).choice(len(rows), MAX_CALIBRATION, replace=False)
+        rows = rows.take(torch.from_numpy(np.sort(picked)))
+    prepared.flow.eval()
+    draft = prepared.model(np.zeros((1, 1)), {})
+    return draft, rows, ingredients(draft, rows, own=True)
 
 
 def _manifest(prepared: Prepared, model: Model, state: State, seconds: float, threads: int) -> dict[str, Any]:

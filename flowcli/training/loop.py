@@ -114,7 +114,7 @@ class Trainer:
             self._restore(start)
         self.began = time.monotonic() - self.counters.seconds
         try:
-            while self._goes_on():
+            while not self.state.counters.finished and self._goes_on():
                 self.state = self._epoch(self.state)
             self.state.counters.finished = True
         finally:

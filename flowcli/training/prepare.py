@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 RECIPE_KINDS = {"counted": "integer"}  # what a recipe calls a kind of column, where it is not its name
 MAX_NUMBERS = 1 << 25  # rows times columns that the baseline is taken from, at most
+ENOUGH = 2_000  # held-out rows, from which on no fit follows to hold out others
 LARGE = 1 << 30  # bytes of rows that are streamed rather than held in memory, unless the recipe says
 
 
@@ -52,6 +55,7 @@ class Prepared:
     """Codec, flow at its start, training and held-out rows. No training yet."""
 
     def __init__(self, recipe: Recipe, split: Split, files: Sequence[str] = ()) -> None:
+        self.asked, self.splits = recipe, split.further
         self.files = tuple(files)  # that the rows came from
         whole = split.table
         if recipe.data.image or not isinstance(recipe.data.validation, str):  # else a file that need not be as the rows
@@ -96,6 +100,10 @@ class Prepared:
         self.flow.double().start(y[:first], None if some.context is None else some.context[:first])
         self.flow.to(dtype_of(recipe))
 
+    def further(self) -> Iterator[Prepared]:
+        """The same with other rows held out, none of them twice: what ``score.folds`` asks for."""
+        return (Prepared(self.asked, split()) for split in self.splits)
+
     def model(self, calibration: NDArray[np.float64], about: dict[str, Any]) -> Model:
         """A Model of the flow as it is now, calibrated on what held-out scores are made of, ``(k, rows)``."""
         least = np.finfo(np.float64).min  # a file keeps no infinities
@@ -122,10 +130,10 @@ def prepare(
     frame: pd.DataFrame | pa.Table | None = None,
     say: Callable[[str], None] = lambda _: None,
     clock: Clock | None = None,
-    fold: int = 0,
+    fold: int | None = None,
 ) -> Prepared:
-    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. ``fold`` holds out other rows of a
-    frame: those of different folds, up to 1/``data.validation``, have none in common.
+    """Read the data, fit the codec, build the flow. What ``fit --dry-run`` does. ``fold`` is one of the splits of a
+    frame that hold out different rows (:func:`folds`), and has no further ones.
 
     Raises UsageError or DataError.
     """
@@ -143,7 +151,7 @@ def read(
     recipe: Recipe,
     frame: pd.DataFrame | pa.Table | None = None,
     say: Callable[[str], None] = lambda _: None,
-    fold: int = 0,
+    fold: int | None = None,
 ) -> tuple[Split, Recipe, Sequence[str]]:
     """The rows, the recipe with what is known once their files are, and the files' names. Raises UsageError or
     DataError."""
@@ -179,20 +187,35 @@ def source_of(recipe: Recipe) -> tuple[Source | Pictures, Recipe]:
     return _source(recipe, recipe.data.files), recipe
 
 
-def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None, fold: int = 0) -> Split:
+def folds(most: int, share: float, rows: int, enough: int) -> int:
+    """How many fits, ``most`` at most, it takes to hold out ``enough`` rows, a share of the rows each time and none of
+    them twice."""
+    held = max(1, round(share * rows))
+    return max(1, min(most, rows // held, math.ceil(enough / held)))
+
+
+def _split(recipe: Recipe, table: pa.Table, held_out: pa.Table | None, fold: int | None = None) -> Split:
     """Training and held-out rows of a table in memory; all are for training when there is a file of held-out ones."""
     if table.num_columns == 0 or table.num_rows == 0:
         raise DataError("the data has no rows.")
     require_rows(table.num_rows)
-    if held_out is None:
-        order = np.random.default_rng(recipe.train.seed).permutation(table.num_rows)
-        assert isinstance(recipe.data.validation, float)
-        held = max(1, round(recipe.data.validation * table.num_rows))
-        if held >= table.num_rows - 1:
-            raise UsageError(f"data.validation: {recipe.data.validation} leaves no rows to train on.")
-        order = np.roll(order, -fold * held)
-        table, held_out = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
-    return Split(table, held_out, table.num_rows)
+    if held_out is not None:
+        return Split(table, held_out, table.num_rows)
+    share, rows = recipe.data.validation, table.num_rows
+    assert isinstance(share, float)
+    held = max(1, round(share * rows))
+    if held >= rows - 1:
+        raise UsageError(f"data.validation: {share} leaves no rows to train on.")
+    order = np.random.default_rng(recipe.train.seed).permutation(rows)
+
+    def holding_out(fold: int, further: Sequence[Callable[[], Split]] = ()) -> Split:
+        turned = np.roll(order, -fold * held)
+        return Split(table.take(np.sort(turned[held:])), table.take(np.sort(turned[:held])), rows, None, further)
+
+    if fold is not None:
+        return holding_out(fold)
+    count = folds(recipe.score.folds, share, rows, ENOUGH)
+    return holding_out(0, [partial(holding_out, fold) for fold in range(1, count)])
 
 
 def _used(recipe: Recipe, table: pa.Table) -> pa.Table:

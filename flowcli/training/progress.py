@@ -32,6 +32,9 @@ class Progress:
     def evaluated(self, evaluation: Evaluation) -> None:
         """An epoch ended."""
 
+    def again(self, number: int, of: int, held_out_log_prob: float) -> None:
+        """Fit ``number`` of so many ended, which held out other rows than the first."""
+
     def say(self, sentence: str) -> None:
         """Something a user should know."""
 

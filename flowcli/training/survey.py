@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,12 +23,14 @@ HELD_OUT = 1 << 24  # numbers in the held-out rows, which are kept in memory, at
 @dataclass(frozen=True)
 class Split:
     """Rows to learn from and rows held out. The codec is fitted to ``table``: all training rows, or of a ``stream`` a
-    sample of them, ``sampled`` in number, and then those that it has to see."""
+    sample of them, ``sampled`` in number, and then those that it has to see. ``further`` make splits of the same rows
+    that hold out others."""
 
     table: pa.Table
     held_out: pa.Table
     sampled: int
     stream: Stream | None = None
+    further: Sequence[Callable[[], Split]] = ()
 
 
 def survey(groups: Groups, recipe: Recipe, codec: type[Codec], held_out: pa.Table | None) -> Split:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 import re
 import time
@@ -23,7 +22,7 @@ from flowcli.recipe import Recipe
 from flowcli.scoring.evaluate import mean_and_error
 from flowcli.training.fit import train
 from flowcli.training.loop import NO_DENSITY, Interrupted
-from flowcli.training.prepare import prepare, source_of
+from flowcli.training.prepare import folds, prepare, source_of
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.run import describe_all
 from flowcli.tune.space import changed, space
@@ -100,7 +99,7 @@ class Study:
             raise DataError(f"--test: {test:g} of {table.num_rows} rows leaves none on one side.")
         self.rows, self.test = table.take(np.sort(order[held:])), table.take(np.sort(order[:held]))
         share = self.recipe.data.validation
-        self.folds = 1 if isinstance(share, str) else _folds(share, len(self.rows))
+        self.folds = 1 if isinstance(share, str) else folds(FOLDS, share, len(self.rows), FOLD_ROWS)
         self.search = optuna.create_study(
             direction="maximize", pruner=optuna.pruners.MedianPruner(RANDOM, n_warmup_steps=WARMUP)
         )
@@ -261,11 +260,6 @@ class _Watch(Progress):
     def stopped(self) -> bool:
         """Whether to end the fit."""
         return self.pruned or self.interrupted()
-
-
-def _folds(share: float, rows: int) -> int:
-    """How often a recipe is fitted: until 500 rows have been held out, five times at most."""
-    return max(1, min(FOLDS, int(1 / share), math.ceil(FOLD_ROWS / max(1, round(share * rows)))))
 
 
 def _held_out(model: Model) -> NDArray[np.float64]:
