@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
 LARGE, THIN = 1 << 20, 3  # products, and numbers along a side, from which on the choice of a library matters
+HEAVY = 1 << 22  # products worth the 30 µs that torch.compile takes for a call that it does not see
 WIDE = 1 << 17  # weights from which on stairs pay with oneDNN, which cannot write into a part of a result
 
 
@@ -109,7 +110,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a b of ``(m, k)`` and ``(k, n)``, b or its transpose contiguous; into ``out``, if given. By the library that is
     the faster for such matrices."""
     (m, k), n = a.shape, b.shape[1]
-    large = m * k * n >= LARGE and min(m, k, n) >= THIN
+    large = m * k * n >= (HEAVY if torch.compiler.is_compiling() else LARGE) and min(m, k, n) >= THIN
     if ONEDNN is None or not large or a.dtype != torch.float32 or a.device.type != "cpu":
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     found = ONEDNN(a.contiguous(), b.T, None, "none", [], "")
@@ -172,7 +173,8 @@ def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, n: 
     pays = large and a.device.type == "cpu" and (ONEDNN is None or m * k >= WIDE)
     stairs = layer.stairs if layer.stairs and pays else Stairs([m], [k])
     # What is small stays visible to the compiler, which takes it together with what is around it.
-    call = OPAQUE[plain] if large and torch.compiler.is_compiling() else plain
+    opaque = len(stairs.rows) > 1 or m * k * n >= HEAVY
+    call = OPAQUE[plain] if opaque and torch.compiler.is_compiling() else plain
     return call(a, b, *stairs)
 
 

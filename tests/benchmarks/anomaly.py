@@ -47,6 +47,7 @@ VARIANTS: dict[str, list[str]] = {  # the recipe, and what was tried beside it
     "four layers": ["flow.layers=4"],
     "coupling layers": ["flow.type=realnvp", "flow.layers=4"],
     "numbers as they are": ["data.numbers=auto"],
+    "one fit": ["score.folds=1"],
 }
 
 
