@@ -90,3 +90,15 @@ def test_of_a_run_and_of_its_file(tmp_path: Path) -> None:
     alone = succeed("inspect", "run/model.safetensors", cwd=tmp_path)
     assert digest in alone
     assert "command" not in alone
+
+
+def test_what_rows_are_compared_with_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pd.DataFrame(rng.standard_normal((200, 2)), columns=["a", "b"]).to_csv(tmp_path / "t.csv", index=False)
+    succeed("fit", "anomaly", "t.csv", "-o", "run", "-s", "train.epochs=1", "-s", "score.folds=3", cwd=tmp_path)
+    lines = [line.split() for line in succeed("inspect", "run", cwd=tmp_path).splitlines()]
+    assert ["score", "method", "neighbours"] in lines
+    assert ["rows", "compared", "with", "200"] in lines
+    assert ["calibration", "rows", "90"] in lines
+    about = json.loads(succeed("inspect", "run", "--json", cwd=tmp_path))
+    assert (about["reference_rows"], about["calibration_rows"]) == (200, 90)

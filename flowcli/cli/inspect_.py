@@ -44,11 +44,13 @@ def inspect_(
         return
     past = Past.load(model)
     fitted, tree = past.model, outline(past.model.flow)
+    reference = sum(map(len, fitted.reference or ()))
     if json_:
         about = {
             "recipe": fitted.recipe.model_dump(mode="json"),
             "tree": asdict(tree),
             "codec": fitted.codec.to_dict(),
+            "reference_rows": reference,
             "calibration_rows": fitted.calibration.shape[1],
             "thresholds": {f"{alpha:g}": limit for alpha, limit in _thresholds(fitted) if limit is not None},
             "provenance": _provenance(past),
@@ -62,6 +64,9 @@ def inspect_(
         console.result(line)
     for key, value in fitted.about.items():
         console.result(f"{key.replace('_', ' '):<27} {'not finite' if value is None else f'{value:,.6g}'}")
+    console.result(f"{'score method':<27} {fitted.recipe.score.method}")
+    if reference:
+        console.result(f"{'rows compared with':<27} {reference:,}")
     console.result(f"{'calibration rows':<27} {fitted.calibration.shape[1]:,}")
     for alpha, limit in _thresholds(fitted):
         needs = f"needs {round(1 / alpha) - 1:,} calibration rows"
