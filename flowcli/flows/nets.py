@@ -34,9 +34,9 @@ class MLP(nn.Module):
         return perceptron(x.T, [*hidden, Layer(self.weight, self.bias)]).T
 
     def around(self, start: Tensor, x: Tensor) -> Tensor:
-        """The outputs, cut into rows as long as those of ``start (m, size)`` and added to them: ``(m, n, size)``."""
-        rows: Tensor = self(x).unflatten(1, start.shape) + start
-        return rows.transpose(0, 1).contiguous()
+        """The outputs, in pieces as long as the rows of ``start (m, size)`` and added to them: ``(m, size, n)``."""
+        pieces: Tensor = self(x).T.unflatten(0, start.shape) + start[..., None]
+        return pieces
 
 
 class Conditioner(nn.Module, ABC):
