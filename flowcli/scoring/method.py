@@ -16,9 +16,9 @@ from flowcli.neighbours import FIGURES
 from flowcli.recipe import MethodName
 
 Floats = NDArray[np.float64]
-EXPECTED = 1 / 3  # of what the other views let expect of one, that is taken off
+EXPECTED = 1 / 2  # of what the other views let expect of one, that is taken off
 ENOUGH = 10  # held-out rows that say what views let expect of each other
-TAIL = 0.8  # the share of held-out rows below what counts as the tail
+TAIL, SHORT = 0.1, 20  # the share of held-out rows that counts as the tail; twice that of few, up to so many rows
 
 
 def ingredients(model: Model, rows: Rows, own: bool = False) -> Floats:
@@ -102,7 +102,7 @@ def oddness(distances: Floats, held_out: Floats, own: bool = False) -> Floats:
 def _surprise(values: Floats, held_out: Floats, own: bool) -> Floats:
     """−log of the share of held-out rows that are as great, in nats.
 
-    Beyond the 80th percentile, where they are few and in the end none, an exponential tail with their mean excess goes
+    Beyond the 90th percentile, where they are few and in the end none, an exponential tail with their mean excess goes
     on: by the theorem of Pickands (1975) what exceeds a high threshold is near a generalised Pareto, of which the
     exponential is the one without further parameters.
     """
@@ -111,14 +111,15 @@ def _surprise(values: Floats, held_out: Floats, own: bool) -> Floats:
         return np.zeros_like(values)
     ranked = np.sort(held_out)
     sums = np.append(np.cumsum(ranked[::-1])[::-1], 0.0)  # of all from here on
-    place, k = np.searchsorted(ranked, values, "left"), int(TAIL * n)
+    tail = max(TAIL, min(2 * TAIL, SHORT / n))
+    place, k = np.searchsorted(ranked, values, "left"), int((1 - tail) * n)
     start = np.where(own & (place <= k), ranked[min(k + 1, n)] if own else 0.0, ranked[k])
     first = np.searchsorted(ranked, start, "right")
     itself = own & (values > start)
     count = len(ranked) - first - itself
     excess = (sums[first] - np.where(itself, values, 0.0)) / np.maximum(count, 1) - start
     mean = np.where((count > 0) & (excess > 0), excess, 1.0)
-    at_start = -np.log(1 - TAIL)
+    at_start = -np.log(tail)
     beyond = at_start + (values - start) / mean
     share = (1 + n - place) / (1 + n)
     return np.asarray(np.where(values > start, beyond, np.minimum(-np.log(share), at_start)))
