@@ -20,7 +20,7 @@ from flowcli.flows.levels import Cells
 from flowcli.neighbours import FIGURES, NEAREST, Neighbours, Reference
 from flowcli.scoring import score_batch
 from flowcli.scoring.evaluate import ranking
-from flowcli.scoring.method import oddness
+from flowcli.scoring.method import _surprise, oddness
 from flowcli.scoring.score import p_values
 
 QUICK = ["train.epochs=15", "flow.hidden=[32, 32]"]
@@ -159,6 +159,17 @@ def test_what_one_view_sees_counts_for_more_than_what_all_see(monkeypatch: pytes
     with_it = ratio()
     monkeypatch.setattr("flowcli.scoring.method.EXPECTED", 0.0)
     assert with_it > 1.1 * ratio()
+
+
+@pytest.mark.parametrize("n", [25, 100, 5_000])
+def test_surprise_goes_on_beyond_the_held_out_rows_in_nats(n: int) -> None:
+    # Of exponential numbers a share e^−v is above v.
+    held_out = -np.log1p(-(np.arange(n) + 0.5) / n)
+    values = np.array([0.3, 1.0, 2.0, 8.0, 30.0])
+    assert _surprise(values, held_out, False) == pytest.approx(values, rel=0.06, abs=0.05)
+    finer = np.linspace(0, 10, 2_001)
+    steps = np.diff(_surprise(finer, held_out, False))
+    assert (steps >= 0).all()
 
 
 def test_ranks_do_not_change_with_a_columns_shape() -> None:
