@@ -129,6 +129,9 @@ class Data(Section):
     """Columns to condition on: the flow learns p(others | given)."""
     validation: Annotated[float, Field(gt=0, lt=1)] | str = 0.1
     """The share of rows held out, or a file of held-out rows."""
+    trim: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """For tables in memory: the share of the rows that is left out before anything is learned, those furthest from the
+    others. Say so many as may be anomalies: a density learns what is there, and then finds it usual."""
     image: Image | None = None
     """For images: how they are read. Found from the files' names when left out."""
     numbers: Literal["auto", "real"] = "auto"

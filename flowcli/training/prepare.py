@@ -39,8 +39,9 @@ from flowcli.training.clock import Clock
 from flowcli.training.encode import HELD_OUT
 from flowcli.training.loop import batch_size
 from flowcli.training.rows import Streamed, Together, TrainingRows, usable
-from flowcli.training.survey import Split, require_rows, survey
+from flowcli.training.survey import MIN_ROWS, Split, require_rows, survey
 from flowcli.training.tree import parents
+from flowcli.training.trim import trimmed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,18 +162,20 @@ def read(
         table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
         if recipe.data.image and IMAGE not in table.column_names:
             raise DataError(f"the frame has no column '{IMAGE}', and the recipe says that the data are images.")
-        table = _used(recipe, table)
+        table = _trimmed(recipe, _used(recipe, table), say)
         held_out, files = _held_out(recipe, table.schema)
         return _split(recipe, table, held_out, fold), recipe, files
     source, recipe = source_of(recipe)
     if recipe.train.stream is True or (recipe.train.stream == "auto" and source.bytes > LARGE):
+        if recipe.data.trim:
+            raise UsageError("data.trim: compares all rows, and these are streamed; train.stream=false holds them.")
         say("the data are streamed: a first pass over them fits the codec")
         groups = Groups(source, codec_of(recipe), recipe.data)
         held_out, files = _held_out(recipe, groups.schema)
         split = survey(groups, recipe, codec_of(recipe), held_out)
     else:
         table = source.table()
-        table = _used(recipe, table)
+        table = _trimmed(recipe, _used(recipe, table), say)
         held_out, files = _held_out(recipe, table.schema)
         split = _split(recipe, table, held_out)
     return split, recipe, [*source.files, *files]
@@ -222,6 +225,17 @@ def _used(recipe: Recipe, table: pa.Table) -> pa.Table:
     """The columns that are read, in types that Arrow can compute with."""
     table = table.select(codec_of(recipe).used(table.schema, recipe.data))
     return table if recipe.data.image else plain_table(table)
+
+
+def _trimmed(recipe: Recipe, table: pa.Table, say: Callable[[str], None]) -> pa.Table:
+    """The table without the rows that ``data.trim`` leaves out."""
+    if not recipe.data.trim or len(table) < MIN_ROWS:
+        return table
+    if recipe.data.image:
+        raise UsageError("data.trim: is for tables, and the data are images.")
+    kept = trimmed(table, recipe)
+    say(f"data.trim: {len(table) - len(kept):,} of {len(table):,} rows are left out, the furthest from the others")
+    return kept
 
 
 def _held_out(recipe: Recipe, schema: pa.Schema) -> tuple[pa.Table | None, Sequence[str]]:

@@ -1,6 +1,7 @@
 """Anomaly detection: the shipped recipe on ADBench's tables, beside 26 published methods.
 
     python -m tests.benchmarks.anomaly --data DIR [--seeds 5] [--variant NAME ...] [--peers] [--shuffled]
+        [--contaminated SHARE]
 
 DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised:
 half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none
@@ -8,7 +9,8 @@ chooses a setting. For each variant (``VARIANTS``: the recipe with the named set
 by other code than the tool's; all but ``anomaly`` with one fit, ``score.folds=1``) prints AUROC, AUPR, the average rank
 that it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``.
 ``--peers`` adds PyOD's kNN, LOF, IForest and ECOD in the same process. The published split takes the first half of the
-normal rows in their file's order, in which they are often sorted; ``--shuffled`` shuffles them before. Writes
+normal rows in their file's order, in which they are often sorted; ``--shuffled`` shuffles them before.
+``--contaminated`` puts anomalies, half of them at most, among the rows to learn from, as such a share of these. Writes
 ``results/anomaly.json``, unless ``--only NAME ...`` or ``-s key=value`` makes it another benchmark; variants that were
 not run stay as they were.
 """
@@ -108,6 +110,15 @@ def shuffled(train: Floats, test: Floats, labels: NDArray[np.bool_], seed: int) 
     return normal[: len(train)], anew
 
 
+def contaminated(
+    train: Floats, test: Floats, labels: NDArray[np.bool_], share: float, seed: int
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Rows to learn from of which a share is anomalies, and those that are left to test on."""
+    most = min(round(share / (1 - share) * len(train)), labels.sum() // 2)
+    moved = np.random.default_rng(seed).permutation(np.flatnonzero(labels))[:most]
+    return np.concatenate([train, test[moved]]), np.delete(test, moved, 0), np.delete(labels, moved)
+
+
 def figures(score: Floats, labels: NDArray[np.bool_]) -> dict[str, float]:
     """AUROC and AUPR in percent."""
     auroc, aupr = ranking(score, labels)[:2]
@@ -183,11 +194,14 @@ def main() -> None:
     parser.add_argument("--variant", nargs="*", default=["anomaly"], choices=[*VARIANTS, *ABLATIONS])
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--shuffled", action="store_true")
+    parser.add_argument("--contaminated", type=float, default=0.0, metavar="SHARE")
     parser.add_argument("-s", dest="settings", action="append", default=[], help="of a variant tried out, not kept")
     options = parser.parse_args()
     loaders = tables(options.data)
     published = {metric: loaders.adbench_table(metric) for metric in ("auroc", "aupr")}
     names = options.only or loaders.adbench_names()
+    beside = ", shuffled" * options.shuffled
+    beside += f", {options.contaminated:.0%} contaminated" if options.contaminated else ""
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name in names:
         for seed in range(options.seeds):
@@ -195,6 +209,7 @@ def main() -> None:
             labels = labels.astype(bool)
             if options.shuffled:
                 train, test = shuffled(train, test, labels, seed)
+            train, test, labels = contaminated(train, test, labels, options.contaminated, seed)
             for variant in options.variant:
                 fits = [] if variant == "anomaly" else ["score.folds=1"]
                 settings = [f"train.seed={seed}", *fits, *VARIANTS.get(variant, []), *options.settings]
@@ -202,7 +217,7 @@ def main() -> None:
                     for what, other in ABLATIONS.get(variant, {}).items():
                         stack.enter_context(patch(what, other))
                     run = flowclis(train, test, labels, settings) | {"counts": float(labels.sum() >= ENOUGH)}
-                label = variant + ", shuffled" * options.shuffled
+                label = variant + beside
                 found.setdefault(label, {}).setdefault(name, []).append(run)
                 print(
                     f"{name:12} {variant:28} seed {seed}  AUROC {run['auroc']:5.1f}  AUPR {run['aupr']:5.1f}  "
@@ -212,7 +227,7 @@ def main() -> None:
                 )
             if options.peers and not seed:
                 for peer, run in peers(train, test, labels).items():
-                    found.setdefault(peer, {})[name] = [run]
+                    found.setdefault(peer + beside, {})[name] = [run]
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"variants": {}}
     for variant, runs in found.items():
         result = summary(runs, published)
