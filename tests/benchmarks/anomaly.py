@@ -50,6 +50,7 @@ VARIANTS: dict[str, list[str]] = {  # the recipe, and what was tried beside it
     "coupling layers": ["flow.type=realnvp", "flow.layers=4"],
     "numbers as they are": ["data.numbers=auto"],
     "one fit": [],
+    "trimmed": ["data.trim=0.05"],
 }
 
 
