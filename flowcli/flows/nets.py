@@ -34,9 +34,10 @@ class MLP(nn.Module):
         return perceptron(x.T, [*hidden, Layer(self.weight, self.bias)]).T
 
     def around(self, start: Tensor, x: Tensor) -> Tensor:
-        """The outputs, in pieces as long as the rows of ``start (m, size)`` and added to them: ``(m, size, n)``."""
+        """The outputs, in pieces as long as the rows of ``start (m, size)`` and added to them: ``(m, n, size)``, each
+        column's values together."""
         pieces: Tensor = self(x).T.unflatten(0, start.shape) + start[..., None]
-        return pieces
+        return pieces.transpose(1, 2)
 
 
 class Conditioner(nn.Module, ABC):

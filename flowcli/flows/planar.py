@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from flowcli.flows.bijection import Bijection
+from flowcli.flows.bijection import Bijection, together
 from flowcli.flows.nets import MLP
 
 
@@ -41,36 +41,36 @@ class Planar(Bijection):
         self.shift = math.log(math.expm1(1 - self.DELTA))
 
     def _parts(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """û and w ``(layers, features)``, b and wᵀû ``(layers,)``; of rows with a context ``(layers, …, n)``."""
+        """û and w ``(layers, features)``, b and wᵀû ``(layers,)``; of rows with a context ``(layers, n, …)``."""
         parameters: Tensor = self.parameters_
         if self.net is not None and context is not None:
             parameters = self.net.around(parameters, context)
-        u, w, b = parameters.split([self.features, self.features, 1], 1)
-        a = (w * u).sum(1, keepdim=True)
-        norm = w.square().sum(1, keepdim=True)
+        u, w, b = parameters.split([self.features, self.features, 1], -1)
+        a = (w * u).sum(-1, keepdim=True)
+        norm = w.square().sum(-1, keepdim=True)
         m = -1 + self.DELTA + F.softplus(a + self.shift)
         # wᵀû from its formula and not as a product of û and w, which cancels badly where |u| and |w| are large.
         wu = (m * norm + a * self.EPSILON) / (norm + self.EPSILON)
-        return u + (m - a) / (norm + self.EPSILON) * w, w, b[:, 0], wu[:, 0]
+        return u + (m - a) / (norm + self.EPSILON) * w, w, b[..., 0], wu[..., 0]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u, w, b, wu = self._parts(context)
         if w.dim() == 2:
             s: Tensor = _Places.apply(torch.addmm(b[:, None], w, x.T), w @ u.T)  # type: ignore[no-untyped-call]
             return torch.addmm(x, torch.tanh(s).T, u), _log_det(wu, s)
-        x, places = x.T.contiguous(), []
+        x, places = together(x), []
         for u_, w_, b_ in zip(u.unbind(), w.unbind(), b.unbind(), strict=True):
             places.append(_along(w_, x, b_))
             x = _moved(x, torch.tanh(places[-1]), u_)
-        return x.T, _log_det(wu, torch.stack(places))
+        return x, _log_det(wu, torch.stack(places))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u, w, b, wu = (part.flip(0) for part in self._parts(context))
-        y, places = y.T.contiguous(), []
+        y, places = together(y), []
         for u_, w_, b_, wu_ in zip(u.unbind(), w.unbind(), b.unbind(), wu.unbind(), strict=True):
             places.append(solve(wu_, _along(w_, y, b_)))
             y = _moved(y, -torch.tanh(places[-1]), u_)
-        return y.T, -_log_det(wu, torch.stack(places))
+        return y, -_log_det(wu, torch.stack(places))
 
 
 class _Places(torch.autograd.Function):
@@ -100,13 +100,13 @@ class _Places(torch.autograd.Function):
 
 
 def _along(w: Tensor, x: Tensor, b: Tensor) -> Tensor:
-    """wᵀx + b ``(n,)`` of rows ``(features, n)``, one w for all rows or one for each."""
-    return (w @ x if w.dim() == 1 else (w * x).sum(0)) + b
+    """wᵀx + b ``(n,)``, one w for all rows or one for each."""
+    return (x @ w if w.dim() == 1 else (w * x).sum(-1)) + b
 
 
 def _moved(x: Tensor, t: Tensor, u: Tensor) -> Tensor:
-    """x + t·u ``(features, n)``, one u for all rows or one for each."""
-    return torch.addr(x, u, t) if u.dim() == 1 else torch.addcmul(x, t, u)
+    """x + t·u ``(n, features)``, one u for all rows or one for each."""
+    return torch.addr(x, t, u) if u.dim() == 1 else torch.addcmul(x, t[:, None], u)
 
 
 def _log_det(wu: Tensor, s: Tensor) -> Tensor:

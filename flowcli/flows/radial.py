@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from flowcli.flows.bijection import Bijection
+from flowcli.flows.bijection import Bijection, together
 from flowcli.flows.nets import MLP
 
 
@@ -22,8 +22,8 @@ class Radial(Bijection):
     x₀, α and β row by row.
 
     Only the rows wait for the layer before; all else is computed for all layers at once. The offsets x − x₀ are taken
-    from the rows: a sum over the layers before of what each adds to r² would cancel. Within the stack each column's
-    values lie together, ``(features, n)``: what is done to a row is then done to many at once.
+    from the rows: a sum over the layers before of what each adds to r² would cancel. Each column's values lie together:
+    what is done to a row is then done to many at once.
     """
 
     DELTA = 1e-3
@@ -37,11 +37,11 @@ class Radial(Bijection):
         self.net = MLP(context, hidden, start.numel()) if context else None
 
     def _parts(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x₀ ``(layers, features, 1 or n)``, α and β̂ ``(layers, 1, 1 or n)``."""
-        parameters = self.parameters_[..., None]
+        """x₀ ``(layers, 1 or n, features)``, α and β̂ ``(layers, 1 or n, 1)``."""
+        parameters = self.parameters_[:, None]
         if self.net is not None and context is not None:
             parameters = self.net.around(self.parameters_, context)
-        centre, raw_alpha, raw_beta = parameters.split([self.features, 1, 1], 1)
+        centre, raw_alpha, raw_beta = parameters.split([self.features, 1, 1], -1)
         alpha = self.DELTA + F.softplus(raw_alpha)
         floor = (1 - self.DELTA) * alpha
         # softplus⁻¹(v) = v + log(1 − e^−v): stable for every v > 0.
@@ -49,25 +49,25 @@ class Radial(Bijection):
         return centre, alpha, F.softplus(raw_beta + shift) - floor
 
     def _log_det(self, r: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-        """Σ (D − 1)·log(1 + β̂h) + log(1 + β̂αh²), h = 1/(α + r), over the layers, at distances ``r (layers, 1, n)``.
+        """Σ (D − 1)·log(1 + β̂h) + log(1 + β̂αh²), h = 1/(α + r), over the layers, at distances ``r (layers, n, 1)``.
 
         Both arguments are ≥ δ: β̂h ≥ −(1 − δ)·α/(α + r) ≥ −(1 − δ), and αh ≤ 1 makes the second no smaller.
         """
         h = 1 / (alpha + r)
         bend = beta * h
-        return ((self.features - 1) * torch.log1p(bend) + torch.log1p(bend * alpha * h)).sum((0, 1))
+        return ((self.features - 1) * torch.log1p(bend) + torch.log1p(bend * alpha * h)).sum((0, 2))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         centre, alpha, beta = self._parts(context)
-        y, r = _Stack.apply(x.T.contiguous(), centre, alpha, beta)  # type: ignore[no-untyped-call]
-        return y.T, self._log_det(r, alpha, beta)
+        y, r = _Stack.apply(together(x), centre, alpha, beta)  # type: ignore[no-untyped-call]
+        return y, self._log_det(r, alpha, beta)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         # ρ = ‖y − x₀‖ = r·(1 + β̂/(α + r)) gives r² + 2p·r − αρ = 0 with 2p = α + β̂ − ρ. The product of its roots,
         # −αρ, is not positive: one root is ≥ 0, and each form below is used where it does not cancel. The square
         # root's argument is not 0, as p > 0 where ρ = 0.
         centre, alpha, beta = (part.flip(0) for part in self._parts(context))
-        half, y, distances = 0.5 * (alpha + beta), y.T.contiguous(), []
+        half, y, distances = 0.5 * (alpha + beta), together(y), []
         for centre_, alpha_, beta_, half_ in zip(
             centre.unbind(), alpha.unbind(), beta.unbind(), half.unbind(), strict=True
         ):
@@ -79,11 +79,11 @@ class Radial(Bijection):
             outer = alpha_ + r
             y = torch.addcmul(centre_, offset, outer / (outer + beta_))
             distances.append(r)
-        return y.T, -self._log_det(torch.stack(distances), alpha, beta)
+        return y, -self._log_det(torch.stack(distances), alpha, beta)
 
 
 class _Stack(torch.autograd.Function):
-    """Rows ``(features, n)`` after all layers, and before each its distances r ``(layers, 1, n)`` from the centre.
+    """Rows ``(n, features)`` after all layers, and before each its distances r ``(layers, n, 1)`` from the centre.
 
     The gradient is written by hand, in two thirds of the passes over the rows that automatic differentiation makes.
     With f = β̂/(α + r), offset o, g = ∂/∂y and φ = gᵀo = ∂/∂f, a layer adds f·g + (∂/∂r − φ·f/(α + r))·o/r to ∂/∂x and
@@ -115,17 +115,17 @@ class _Stack(torch.autograd.Function):
         direct, through = grad_r * inverse_r, slope * inverse_r
         grad_centre, grad_factor = [], []
         for i in reversed(range(len(offsets))):
-            grad_f = (grad * offsets[i]).sum(0, keepdim=True)
+            grad_f = (grad * offsets[i]).sum(1, keepdim=True)
             added = (factor[i] * grad).addcmul_(torch.addcmul(direct[i], through[i], grad_f), offsets[i])
             grad = grad + added
             grad_factor.append(grad_f)
-            grad_centre.append(-added.sum_to_size(added.shape[0], alpha.shape[2]))
+            grad_centre.append(-added.sum_to_size(alpha.shape[1], added.shape[1]))
         by_factor = torch.stack(grad_factor[::-1])
         grad_alpha, grad_beta = (by_factor * slope).sum_to_size(alpha.shape), (by_factor * h).sum_to_size(alpha.shape)
         return grad, torch.stack(grad_centre[::-1]), grad_alpha, grad_beta
 
 
 def _length(offset: Tensor) -> Tensor:
-    """‖·‖ ``(1, n)`` of rows ``(features, n)``, for which torch's own takes sixty times as long. The least of normal
-    numbers is added to its square, so that the gradient at 0 is 0."""
-    return offset.square().sum(0, keepdim=True).add(torch.finfo(offset.dtype).tiny).sqrt()
+    """‖·‖ ``(n, 1)`` of rows ``(n, features)`` whose columns lie together, for which torch's own takes many times as
+    long. The least of normal numbers is added to its square, so that the gradient at 0 is 0."""
+    return offset.square().sum(1, keepdim=True).add(torch.finfo(offset.dtype).tiny).sqrt()
