@@ -59,7 +59,8 @@ class Radial(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         centre, alpha, beta = self._parts(context)
-        y, r = _Stack.apply(together(x), centre, alpha, beta)  # type: ignore[no-untyped-call]
+        x = x if torch.compiler.is_compiling() else together(x)  # the compiler lays them out as suits it
+        y, r = _Stack.apply(x, centre, alpha, beta)  # type: ignore[no-untyped-call]
         return y, self._log_det(r, alpha, beta)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
