@@ -4,10 +4,11 @@
         [--contaminated SHARE]
 
 DIR holds ``benchmarks.py``, ``adbench/`` and ``published/``. Protocol of Livernoche et al. (2023), semi-supervised:
-half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting and none
-chooses a setting. For each variant (``VARIANTS``: the recipe with the named settings; ``ABLATIONS``: the recipe, scored
-by other code than the tool's; all but ``anomaly`` with one fit, ``score.folds=1``) prints AUROC, AUPR, the average rank
-that it would have among the published methods, seconds, and the share of false discoveries with ``--fdr 0.1``.
+half of the normal rows to learn from; the others and all anomalies to test on. No label is seen in fitting; labels of
+these tables, beside other tasks, chose the one setting for all. For each variant (``VARIANTS``: the recipe with the
+named settings; ``ABLATIONS``: the recipe, scored by other code than the tool's; all but ``anomaly`` with one fit,
+``score.folds=1``) prints AUROC, AUPR, the average rank that it would have among the published methods, seconds, and the
+share of false discoveries with ``--fdr 0.1``.
 ``--peers`` adds PyOD's kNN, LOF, IForest and ECOD in the same process. The published split takes the first half of the
 normal rows in their file's order, in which they are often sorted; ``--shuffled`` shuffles them before.
 ``--contaminated`` puts anomalies, half of them at most, among the rows to learn from, as such a share of these. Writes

@@ -267,7 +267,7 @@ def main() -> None:
     for shape in (*SHAPES, *(() if options.quick else WIDTHS)):
         if not shape.flow.startswith(options.only or ""):
             continue
-        results.append(measure(shape, 0.3 if options.quick else options.seconds, options.quick))
+        results.append(measure(shape, 0.15 if options.quick else options.seconds, options.quick))
         for what in ("training step", "log_prob", "sample"):
             print(line(results[-1], what), flush=True)
     if not options.quick and not options.only:
