@@ -55,7 +55,7 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
 def _hidden(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The hidden units ``(units, n)``, of which no gradient is asked."""
     stepped = any(layer.stairs and layer.weight.numel() >= WIDE for layer in layers)
-    if ONEDNN is None or stepped or x.dtype != torch.float32 or x.device.type != "cpu":
+    if ONEDNN is None or stepped or not _plain(x):
         for layer in layers:
             x = F.silu(_affine(layer, x), inplace=True)
         return x
@@ -93,8 +93,8 @@ def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _onednn() -> Callable[..., Tensor] | None:
-    """oneDNN's product, where it is the faster. torch itself asks MKL for products of float32 matrices, which on
-    processors other than Intel's takes oneDNN, that torch has as well, 0.4 to 1 times as long."""
+    """oneDNN's product, on processors other than Intel's. torch itself asks MKL for products of float32 matrices, which
+    takes up to 2.4 times as long there as oneDNN, that torch has as well."""
     cpus, processor = Path("/proc/cpuinfo"), platform.processor()
     if cpus.exists():
         with cpus.open() as lines:
@@ -104,17 +104,29 @@ def _onednn() -> Callable[..., Tensor] | None:
 
 
 ONEDNN = _onednn()
+# Rows from which on it is the faster: without AVX-512, which only it makes use of there, those of a density.
+MANY = 0 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2048
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a b of ``(m, k)`` and ``(k, n)``, b or its transpose contiguous; into ``out``, if given. By the library that is
     the faster for such matrices."""
     (m, k), n = a.shape, b.shape[1]
-    large = m * k * n >= (HEAVY if torch.compiler.is_compiling() else LARGE) and min(m, k, n) >= THIN
-    if ONEDNN is None or not large or a.dtype != torch.float32 or a.device.type != "cpu":
+    faster = _faster(m, k, n)
+    if faster is None or not _plain(a):
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    found = ONEDNN(a.contiguous(), b.T, None, "none", [], "")
+    found = faster(a.contiguous(), b.T, None, "none", [], "")
     return found if out is None else out.copy_(found)
+
+
+def _faster(m: int, k: int, n: int) -> Callable[..., Tensor] | None:
+    """What is faster than torch's own product of ``(m, k)`` and ``(k, n)``."""
+    large = m * k * n >= (HEAVY if torch.compiler.is_compiling() else LARGE)
+    return ONEDNN if large and min(m, k, n) >= THIN and n >= MANY else None
+
+
+def _plain(a: Tensor) -> bool:
+    return a.dtype == torch.float32 and a.device.type == "cpu"
 
 
 def _steps(rows: list[int], columns: list[int]) -> Iterator[tuple[slice, slice]]:
@@ -170,10 +182,10 @@ def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, n: 
     """One of the three products of a layer with ``n`` rows: along its stairs, where it is large."""
     m, k = layer.weight.shape
     large = m * k * n >= LARGE
-    pays = large and a.device.type == "cpu" and (ONEDNN is None or m * k >= WIDE)
+    pays = large and a.device.type == "cpu" and (m * k >= WIDE or _faster(m, k, n) is None)
     stairs = layer.stairs if layer.stairs and pays else Stairs([m], [k])
-    # What is small stays visible to the compiler, which takes it together with what is around it.
-    opaque = len(stairs.rows) > 1 or m * k * n >= HEAVY
+    # What is one product of torch's own stays visible to the compiler, which takes it together with what is around it.
+    opaque = len(stairs.rows) > 1 or _faster(m, k, n) is not None
     call = OPAQUE[plain] if opaque and torch.compiler.is_compiling() else plain
     return call(a, b, *stairs)
 
