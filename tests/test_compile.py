@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,15 +51,24 @@ class Ear(Progress):
         return self.reached
 
 
+def off_by_a_tenth(loss: Callable[..., Any], **_: object) -> Callable[..., Any]:
+    """A compiler that takes gradients wrongly."""
+
+    def call(*batch: torch.Tensor | None) -> Any:
+        value, gradient = loss(*batch)
+        return value, 1.1 * gradient
+
+    return call
+
+
 def test_steps_alone_are_compiled(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = flowcli.fit(RECIPE, frame, run=tmp_path / "plain")
     shapes = []
 
-    def wrapped(flow: torch.nn.Module, **_: object) -> Callable[..., torch.Tensor]:
-        def call(y: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-            assert flow.training
+    def wrapped(loss: Callable[..., Any], **_: object) -> Callable[..., Any]:
+        def call(vector: torch.Tensor, y: torch.Tensor, context: torch.Tensor | None) -> Any:
             shapes.append(y.shape)
-            return flow(y, context)
+            return loss(vector, y, context)
 
         return call
 
@@ -85,10 +95,10 @@ def test_auto_compiles_once_a_long_fit_has_taken_its_steps(
 ) -> None:
     called = []
 
-    def wrapped(flow: torch.nn.Module, **_: object) -> Callable[..., torch.Tensor]:
-        def call(y: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    def wrapped(loss: Callable[..., Any], **_: object) -> Callable[..., Any]:
+        def call(vector: torch.Tensor, y: torch.Tensor, context: torch.Tensor | None) -> Any:
             called.append(len(y))
-            return flow(y, context)
+            return loss(vector, y, context)
 
         return call
 
@@ -105,14 +115,14 @@ def test_auto_compiles_once_a_long_fit_has_taken_its_steps(
 def test_auto_says_nothing_of_what_it_cannot_compile(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ear = flowcli.fit(RECIPE, frame), Ear()
     monkeypatch.setattr(loop, "COMPILED_FROM", STEPS)
-    monkeypatch.setattr(torch, "compile", lambda flow, **_: lambda y, context: 1.1 * flow(y, context))
+    monkeypatch.setattr(torch, "compile", off_by_a_tenth)
     assert flowcli.fit(RECIPE, frame, progress=ear).about == plain.about
     assert ear.said == []
 
 
 def test_a_wrong_gradient_is_not_used(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ear = flowcli.fit(RECIPE, frame), Ear()
-    monkeypatch.setattr(torch, "compile", lambda flow, **_: lambda y, context: 1.1 * flow(y, context))
+    monkeypatch.setattr(torch, "compile", off_by_a_tenth)
     assert flowcli.fit(COMPILED, frame, progress=ear).about == plain.about
     assert ear.said == ["train.compile: the steps are taken uncompiled: the gradient of torch.compile is off by 10.0%."]
 

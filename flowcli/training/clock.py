@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 
 Phase = Literal[
-    "start-up", "reading", "codec", "compiling", "data", "forward", "backward", "optimizer", "evaluation", "saving",
-    "other",
+    "start-up", "reading", "codec", "compiling", "data", "forward", "backward", "forward and backward", "optimizer",
+    "evaluation", "saving", "other",
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from flowcli.flows.spread import CHOICES, widest_as_good
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.clock import Clock
-from flowcli.training.compiled import CannotCompile, Forward, compiled
+from flowcli.training.compiled import CannotCompile, Loss, compiled
 from flowcli.training.encode import Encoded, Encoder
 from flowcli.training.group import Group
 from flowcli.training.progress import Evaluation, Progress
@@ -32,7 +32,7 @@ WARMUP = 0.02  # share of the fit in which the learning rate rises, at most 200 
 MAX_SKIPPED = 3  # bad steps in a row before stepping back
 MAX_RETREATS = 3
 COMPILED_FROM = 10_000  # steps after which `train.compile: auto` compiles: they took longer than compiling will
-COMPILING = 60.0  # seconds that must be left for it
+COMPILING = 60.0  # seconds that must be left for it, and as many as the steps took
 NO_DENSITY = -1e6  # the log-density that a held-out row without one counts with
 
 
@@ -84,7 +84,7 @@ class Trainer:
         self.clock.lap("start-up")  # creating an optimizer imports much of torch
         self.held_out, self.held_out_rows = self.encoder.encode_held_out(held_out), len(held_out)
         self.state: State | None = None
-        self.forward: Forward = flow  # as the steps call it
+        self.loss: Loss = self._uncompiled  # as the steps take it
         self.clock.lap("data")
 
     # -- the fit -------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Trainer:
         """The steps of a window; False when too many in a row went wrong."""
         self.clock.lap("data")
         c = self.counters
-        self.forward = self._compiled if self._worth_compiling() else self.flow
+        self.loss = self._compiled if self._worth_compiling() else self._uncompiled
         self.flow.train()
         shuffle = torch.Generator().manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window))
         noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window + 1))
@@ -186,25 +186,22 @@ class Trainer:
             drawn = drawn[self.share]
             y = y + (drawn @ self.spread if self.spread.ndim == 2 else drawn * self.spread)
         self.clock.lap("data")
-        loss = -self.forward(y, context).mean()
-        self.clock.lap("forward")
-        self.gradient.zero_()
-        loss.backward()
-        self.clock.lap("backward")
-        loss, stopped = self.group.mean(loss, self.gradient, len(y) / len(index), self.stopped())
+        loss, gradient = self.loss(y, context)
+        loss, stopped = self.group.mean(loss, gradient, len(y) / len(index), self.stopped())
         if stopped:
             raise Interrupted
-        norm, value = torch.stack([self.gradient.norm(), loss.detach()]).tolist()  # a device is waited for once
+        norm, value = torch.stack([gradient.norm(), loss]).tolist()  # a device is waited for once
         if not math.isfinite(norm + value):
             return None
         if norm > self.settings.clip:
-            self.gradient.mul_(self.settings.clip / norm)
+            gradient.mul_(self.settings.clip / norm)
+        self.vector.grad = gradient
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()
         self.average.update()
         self.clock.lap("optimizer")
-        return loss.detach().double()
+        return loss.double()
 
     def _batch(self, data: Encoded, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         context = None if data.context is None else data.context[index].to(self.device)
@@ -217,23 +214,37 @@ class Trainer:
             return self.settings.compile
         taken, all_steps = self.counters.step, self.settings.epochs * self.steps
         table_on_cpu = self.device.type == "cpu" and self.codec.shape is None
-        time_left = self.max_seconds - self.counters.seconds > COMPILING
+        time_left = self.max_seconds - self.counters.seconds > max(COMPILING, self.counters.seconds)
         return table_on_cpu and time_left and taken >= COMPILED_FROM and all_steps >= 2 * COMPILED_FROM
 
+    def _uncompiled(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        loss = -self.flow(y, context).mean()
+        self.clock.lap("forward")
+        self.gradient.zero_()
+        loss.backward()
+        self.clock.lap("backward")
+        return loss.detach(), self.gradient
+
     @cached_property
-    def _compiled(self) -> Forward:
-        """The flow compiled for batches of the steps' size; as it is where that cannot be, and if that was asked for,
-        says why."""
+    def _compiled(self) -> Loss:
+        """For batches of the steps' size; uncompiled where that cannot be, and if it was asked for, says why."""
         self.clock.lap("other")
         some = torch.arange(self.batch, device=self.home)[self.share] % len(self.held_out.y)
-        forward: Forward = self.flow
         try:
-            forward = compiled(self.flow, *self._batch(self.held_out, some))
+            faster = compiled(self.flow, self.vector, *self._batch(self.held_out, some))
         except CannotCompile as error:
             if self.settings.compile != "auto":
                 self.progress.say(f"train.compile: the steps are taken uncompiled: {error}.")
-        self.clock.lap("compiling")
-        return forward
+            return self._uncompiled
+        finally:
+            self.clock.lap("compiling")
+
+        def loss(y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+            found = faster(y, context)
+            self.clock.lap("forward and backward")
+            return found
+
+        return loss
 
     def _poll(self) -> None:
         if self.group.any(self.stopped()):
@@ -289,7 +300,7 @@ class Trainer:
                 spread.copy_(widest_as_good(under.nan_to_num(NO_DENSITY, neginf=NO_DENSITY)))
         return self._of_held_out(1, averaged)[0]
 
-    def _of_held_out(self, k: int, figures: Forward) -> Tensor:
+    def _of_held_out(self, k: int, figures: Callable[..., Tensor]) -> Tensor:
         """``(k, rows)``: the ``(k, n)`` that ``figures`` makes of encoded rows and their context, a chunk at a time."""
         found, chunk = torch.zeros(k, len(self.held_out.y), dtype=torch.float64), self.codec.rows_at_once
         for i in range(0, found.shape[1], chunk):

@@ -80,14 +80,6 @@ def ours(shape: Shape) -> tuple[Contender, Flow]:
     return Contender("flowcli", flow, flow, lambda x: flow.bijection(x)[0], flow.sample), flow
 
 
-def as_compiled(shape: Shape, x: Tensor) -> Contender:
-    """The same flow as ``fit`` compiles it once it has taken 10,000 steps."""
-    contender, flow = ours(shape)
-    moved(flow)
-    forward = compiled(flow, x, None)
-    return contender._replace(library="compiled", log_prob=lambda x: forward(x, None))
-
-
 def moved(module: nn.Module) -> nn.Module:
     """With every weight off its start."""
     with torch.no_grad():
@@ -118,8 +110,8 @@ def check(contender: Contender, features: int) -> float:
     return max(float(error.detach()) for error in errors)
 
 
-def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
-    """A training step of ``fit``, or a peer's plain one."""
+def step_of(contender: Contender, x: Tensor, compile: bool = False) -> Callable[[], Any]:
+    """A training step of ``fit``, compiled as it is after 10,000 of them or not; or a peer's plain one."""
     if not isinstance(contender.module, Flow):
         adam = torch.optim.Adam(contender.module.parameters(), lr=1e-5, fused=True)
 
@@ -130,18 +122,25 @@ def step_of(contender: Contender, x: Tensor) -> Callable[[], Any]:
             adam.step()
 
         return plain
-    vector = as_vector(contender.module)
-    gradient = with_gradient(contender.module, vector)
+    flow, vector = contender.module, as_vector(contender.module)
+    own = with_gradient(flow, vector)
     optimizer = torch.optim.AdamW([vector], lr=1e-5, weight_decay=1e-2, fused=True)
-    average = Average(contender.module, vector, 0.999)
+    average = Average(flow, vector, 0.999)
+
+    def uncompiled(x: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        loss = -flow(x).mean()
+        own.zero_()
+        loss.backward()
+        return loss, own
+
+    loss = compiled(flow, vector, x, None) if compile else uncompiled
 
     def step() -> None:
-        loss = -contender.log_prob(x).mean()
-        gradient.zero_()
-        loss.backward()
+        gradient = loss(x, None)[1]
         norm = float(gradient.norm())
         if norm > CLIP:
             gradient.mul_(CLIP / norm)
+        vector.grad = gradient
         optimizer.step()
         average.update()
 
@@ -208,8 +207,9 @@ def measure(shape: Shape, seconds: float, quick: bool) -> dict[str, Any]:
     without = torch.no_grad()
     alone = OURS if narrow(flow, shape.batch) else ()
     with threads(1 if alone else torch.get_num_threads()):
-        stepping = contenders if quick else [*contenders, as_compiled(shape, x)]
-    training = {c.library: step_of(c, x) for c in stepping}
+        training = {c.library: step_of(c, x) for c in contenders}
+        if not quick:
+            training["compiled"] = step_of(mine._replace(module=moved(ours(shape)[1])), x, compile=True)
     density = {c.library: without(lambda c=c: c.log_prob(many)) for c in contenders}
     drawing = contenders if shape.features <= WIDEST else [mine]
     draws = {c.library: without(lambda c=c: c.sample(rows)) for c in drawing if c.sample}
