@@ -82,14 +82,14 @@ def masked(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`seen` and its derivative 1/r, r = √(1 + a²) with a = |x|/R, from functions that have vector instructions,
-    as asinh has not.
+    """:func:`seen` and r = √(1 + a²) with a = |x|/R, of which 1/r is its derivative, from functions that have vector
+    instructions, as asinh has not.
 
     asinh a = log(a + r) = log1p(a + a·(a/(1 + r))): a sum of positive terms, none of which overflows before x does.
     """
     a = (x / SEEN).abs_()
     r = torch.hypot(a, a.new_ones(()))
-    return torch.copysign((a / (r + 1)).mul_(a).add_(a).log1p_().mul_(SEEN), x), r.reciprocal_()
+    return torch.copysign((a / (r + 1)).mul_(a).add_(a).log1p_().mul_(SEEN), x), r
 
 
 def _onednn() -> Callable[..., Tensor] | None:
@@ -199,15 +199,15 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], *parameters: Tensor) -> Tensor:
-        before: list[Tensor] = []  # what each layer but the first activated, and the slopes of what the first saw
+        before: list[Tensor] = []  # what each layer but the first activated, and the r of what the first saw
         inputs: list[Tensor] = []
         for i, layer in enumerate(layers):
             if i:
                 before.append(x)
                 x = F.silu(x)
             else:
-                x, slope = _seen(x)
-                before.append(slope)
+                x, r = _seen(x)
+                before.append(r)
             inputs.append(x)
             x = _affine(layer, x)
         ctx.save_for_backward(*before, *inputs, *parameters)
@@ -230,7 +230,7 @@ class _Perceptron(torch.autograd.Function):
             if i == 0 and not ctx.needs_input_grad[0]:
                 return (None, None, *reversed(found))
             grad = _along(_down, layer, layer.weight, grad, grad.shape[1])
-            grad = torch.ops.aten.silu_backward(grad, before[i]) if i else grad.mul_(before[0])
+            grad = torch.ops.aten.silu_backward(grad, before[i]) if i else grad.div_(before[0])
         return (grad, None, *reversed(found))
 
 

@@ -1,14 +1,15 @@
 """The flows of zuko, nflows and normflows that stand beside ours: of the same type, depth, width and bins.
 
-Conditioners have two hidden layers of ``hidden`` units, but in normflows' splines, whose networks are residual: there
-one block, of two layers. Where a library has no such layer it is left out; ``Reverse`` turns the layers round whose
-density normflows would compute column by column.
+Conditioners have two hidden layers of ``hidden`` units, with SiLU as ours or with the ReLU that those libraries take by
+themselves; but in normflows' splines, whose networks are residual: there one block, of two layers. Its masked networks
+have no activation after their first layer and get one here. Where a library has no such layer it is left out;
+``Reverse`` turns the layers round whose density normflows would compute column by column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nflows.distributions
 import nflows.flows
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 
 BINS = 8
 BOX = 4.0
+Activation = Literal["silu", "relu"]
+LAYERS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
+FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "relu": nn.functional.relu}
 
 
 class Shape(NamedTuple):
@@ -44,15 +48,15 @@ class Contender(NamedTuple):
     sample: Callable[[int], Tensor] | None
 
 
-def peers(shape: Shape) -> Iterator[Contender]:
+def peers(shape: Shape, activation: Activation = "silu") -> Iterator[Contender]:
     """Those libraries' flows of that shape that there are."""
     for make in (_zuko, _nflows, _normflows):
-        peer = make(shape)
+        peer = make(shape, activation)
         if peer is not None:
             yield peer
 
 
-def _zuko(shape: Shape) -> Contender | None:
+def _zuko(shape: Shape, activation: Activation) -> Contender | None:
     make: dict[str, Callable[..., nn.Module]] = {
         "maf": zuko.flows.MAF,
         "maf spline": lambda d, **options: zuko.flows.NSF(d, bins=BINS, **options),
@@ -61,7 +65,8 @@ def _zuko(shape: Shape) -> Contender | None:
     }
     if shape.flow not in make:
         return None
-    flow = make[shape.flow](shape.features, transforms=shape.layers, hidden_features=[shape.hidden] * 2)
+    net = {"hidden_features": [shape.hidden] * 2, "activation": LAYERS[activation]}
+    flow = make[shape.flow](shape.features, transforms=shape.layers, **net)
     return Contender(
         "zuko", flow, lambda x: flow().log_prob(x), lambda x: flow().transform(x), lambda n: flow().sample((n,))
     )
@@ -74,26 +79,23 @@ class _WithoutContext(nflows.nn.nets.MLP):
         return super().forward(inputs)
 
 
-def _nflows(shape: Shape) -> Contender | None:
+def _nflows(shape: Shape, activation: Activation) -> Contender | None:
     d, h = shape.features, shape.hidden
+    made: dict[str, Any] = {"num_blocks": 1, "use_residual_blocks": False, "activation": FUNCTIONS[activation]}
     box = {"num_bins": BINS, "tails": "linear", "tail_bound": BOX}
 
     def mlp(inputs: int, outputs: int) -> nn.Module:
-        return _WithoutContext((inputs,), (outputs,), [h, h], activation=nn.functional.relu)
+        return _WithoutContext((inputs,), (outputs,), [h, h], activation=FUNCTIONS[activation])
 
     layers: list[nn.Module] = []
     for i in range(shape.layers):
         mask = (torch.arange(d) + i) % 2
         if shape.flow == "maf":
             layers += [nt.ReversePermutation(d)] if i else []
-            layers.append(nt.MaskedAffineAutoregressiveTransform(d, h, num_blocks=1, use_residual_blocks=False))
+            layers.append(nt.MaskedAffineAutoregressiveTransform(d, h, **made))
         elif shape.flow == "maf spline":
             layers += [nt.ReversePermutation(d)] if i else []
-            layers.append(
-                nt.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
-                    d, h, num_blocks=1, use_residual_blocks=False, **box
-                )
-            )
+            layers.append(nt.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(d, h, **made, **box))
         elif shape.flow == "realnvp":
             layers.append(nt.AffineCouplingTransform(mask, mlp))
         elif shape.flow == "realnvp spline":
@@ -104,28 +106,31 @@ def _nflows(shape: Shape) -> Contender | None:
     return Contender("nflows", flow, flow.log_prob, lambda x: flow._transform(x)[0], flow.sample)
 
 
-def _normflows(shape: Shape) -> Contender | None:
+def _normflows(shape: Shape, activation: Activation) -> Contender | None:
     d, h = shape.features, shape.hidden
     half = (d + 1) // 2
+    spline: dict[str, Any] = {"num_bins": BINS, "tail_bound": BOX, "activation": LAYERS[activation]}
     layers: list[nn.Module] = []
     for i in range(shape.layers):
         if shape.flow == "maf":
-            made = nf.flows.MaskedAffineAutoregressive(d, h, num_blocks=1, use_residual_blocks=False)
+            made = nf.flows.MaskedAffineAutoregressive(
+                d, h, num_blocks=1, use_residual_blocks=False, activation=FUNCTIONS[activation]
+            )
+            net = made.autoregressive_net
+            net.initial_layer = nn.Sequential(net.initial_layer, LAYERS[activation]())
             layers += [nf.flows.Reverse(made), nf.flows.Permute(d, mode="swap")]
         elif shape.flow == "maf spline":
             layers += [
-                nf.flows.AutoregressiveRationalQuadraticSpline(d, 1, h, num_bins=BINS, tail_bound=BOX),
+                nf.flows.AutoregressiveRationalQuadraticSpline(d, 1, h, **spline),
                 nf.flows.Permute(d, mode="swap"),
             ]
         elif shape.flow == "realnvp":
             net = nf.nets.MLP([half, h, h, 2 * (d - half)], init_zeros=True)
+            for at in (1, 3):  # its own are leaky ReLUs with no leak
+                net.net[at] = LAYERS[activation]()
             layers += [nf.flows.AffineCouplingBlock(net), nf.flows.Permute(d, mode="swap")]
         elif shape.flow == "realnvp spline":
-            layers.append(
-                nf.flows.CoupledRationalQuadraticSpline(
-                    d, 1, h, num_bins=BINS, tail_bound=BOX, reverse_mask=bool(i % 2)
-                )
-            )
+            layers.append(nf.flows.CoupledRationalQuadraticSpline(d, 1, h, **spline, reverse_mask=bool(i % 2)))
         else:
             layer = nf.flows.Planar((d,)) if shape.flow == "planar" else nf.flows.Radial((d,))
             layers.append(nf.flows.Reverse(layer))
