@@ -97,6 +97,18 @@ def test_large_files_come_in_batches_in_order(tmp_path: Path) -> None:
     assert [i for batch in batches for i in batch["i"].to_pylist()] == list(range(n))
 
 
+def test_numbers_of_rows_take_no_space(tmp_path: Path) -> None:
+    n = 100_000
+    for name, ids in (("numbers", range(7, n + 7)), ("texts", map(str, range(n)))):
+        table = pa.table({"row_id": list(ids), "log_prob": [0.0] * n})
+        with open_sink(str(tmp_path / f"{name}.parquet"), table.schema) as sink:
+            for batch in table.to_batches(1000):
+                sink.write(batch)
+        assert pq.read_table(tmp_path / f"{name}.parquet") == table
+    column = pq.ParquetFile(tmp_path / "numbers.parquet").metadata.row_group(0).column(0)
+    assert column.total_compressed_size < column.num_values / 10
+
+
 def test_csv_types_settle_over_the_whole_file(tmp_path: Path) -> None:
     rows = 400_000
     (tmp_path / "t.csv").write_text("k,late\n" + "1,1\n" * rows + "2,2.5\n")

@@ -203,7 +203,6 @@ def test_products_of_any_size_and_layout(
     shape: tuple[int, int, int], laid: str, library: Callable[..., Tensor] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(networks, "ONEDNN", library)
-    monkeypatch.setattr(networks, "MANY", 0)  # on any processor
     m, k, n = shape
     torch.manual_seed(0)
     a = {"rows": torch.randn(m, k), "columns": torch.randn(k, m).T, "a part": torch.randn(m, k + 9)[:, :k]}[laid]
@@ -220,7 +219,6 @@ def test_a_network_in_float32_is_that_in_float64(
     hidden: list[int], library: Callable[..., Tensor] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(networks, "ONEDNN", library)
-    monkeypatch.setattr(networks, "MANY", 0)  # on any processor
     net = MADE(20, 2, hidden, 9)
     for layer in net.layers:
         torch.nn.init.normal_(layer.weight, std=0.1)

@@ -135,9 +135,13 @@ class _Parquet:
     """Row groups of ``BATCH_ROWS`` rows or a little more, however few come at a time."""
 
     def __init__(self, stream: IO[bytes], schema: pa.Schema) -> None:
-        # Dictionaries are for what repeats: building one of real numbers takes longer than all other writing.
-        repeating = [field.name for field in schema if not pa.types.is_floating(field.type)]
-        self.writer = pa.parquet.ParquetWriter(stream, schema, use_dictionary=repeating)
+        # Dictionaries are for what repeats: building one of real numbers takes longer than all other writing. Of rows'
+        # numbers the differences are stored, which take next to no space.
+        rows = [field.name for field in schema if field.name == "row_id" and pa.types.is_integer(field.type)]
+        repeating = [field.name for field in schema if field.name not in rows and not pa.types.is_floating(field.type)]
+        self.writer = pa.parquet.ParquetWriter(
+            stream, schema, use_dictionary=repeating, column_encoding=dict.fromkeys(rows, "DELTA_BINARY_PACKED")
+        )
         self.waiting: list[pa.RecordBatch] = []
 
     def __enter__(self) -> _Parquet:

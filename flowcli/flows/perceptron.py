@@ -21,7 +21,6 @@ from torch.nn import functional as F
 SEEN = 3.0  # R of :func:`seen`
 LARGE, THIN = 1 << 20, 3  # products, and numbers along a side, from which on the choice of a library matters
 HEAVY = 1 << 22  # products worth the 30 µs that torch.compile takes for a call that it does not see
-WIDE = 1 << 17  # weights from which on stairs pay with oneDNN, which cannot write into a part of a result
 
 
 class Stairs(NamedTuple):
@@ -54,15 +53,18 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
 
 def _hidden(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The hidden units ``(units, n)``, of which no gradient is asked."""
-    stepped = any(layer.stairs and layer.weight.numel() >= WIDE for layer in layers)
-    if ONEDNN is None or stepped or not _plain(x):
+    if any(len(_stairs(layer, x).rows) > 1 for layer in layers):
         for layer in layers:
             x = F.silu(_affine(layer, x), inplace=True)
         return x
-    # Where rows come first, the library adds the bias and takes the SiLU of what it has just computed.
+    # Where rows come first, a library adds the bias to what it has just computed, and oneDNN takes the SiLU of it.
     x = x.T
     for layer in layers:
-        x = ONEDNN(x.contiguous(), layer.weight, layer.bias, "swish", [], "")
+        x = x.contiguous()
+        if ONEDNN is None or not _plain(x):
+            x = F.silu(F.linear(x, layer.weight, layer.bias), inplace=True)
+        else:
+            x = ONEDNN(x, layer.weight, layer.bias, "swish", [], "")
     return x.T
 
 
@@ -93,19 +95,20 @@ def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _onednn() -> Callable[..., Tensor] | None:
-    """oneDNN's product, on processors other than Intel's. torch itself asks MKL for products of float32 matrices, which
-    takes up to 2.4 times as long there as oneDNN, that torch has as well."""
+    """oneDNN's product, on processors with AVX-512 that are not Intel's. torch itself asks MKL for products of float32
+    matrices, which takes up to 2.4 times as long there as oneDNN, that torch has as well. Elsewhere MKL is as fast."""
     cpus, processor = Path("/proc/cpuinfo"), platform.processor()
     if cpus.exists():
         with cpus.open() as lines:
             processor = lines.read(200)
     found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-    return None if found is None or "GenuineIntel" in processor else found.default
+    better = "AVX512" in torch.backends.cpu.get_cpu_capability() and "GenuineIntel" not in processor
+    return found.default if found is not None and better else None
 
 
 ONEDNN = _onednn()
-# Rows from which on it is the faster: without AVX-512, which only it makes use of there, those of a density.
-MANY = 0 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2048
+# Weights from which on stairs pay; with oneDNN more, which cannot write into a part of a result.
+WIDE = 1 << 15 if ONEDNN is None else 1 << 17
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -122,7 +125,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def _faster(m: int, k: int, n: int) -> Callable[..., Tensor] | None:
     """What is faster than torch's own product of ``(m, k)`` and ``(k, n)``."""
     large = m * k * n >= (HEAVY if torch.compiler.is_compiling() else LARGE)
-    return ONEDNN if large and min(m, k, n) >= THIN and n >= MANY else None
+    return ONEDNN if large and min(m, k, n) >= THIN else None
 
 
 def _plain(a: Tensor) -> bool:
@@ -178,20 +181,24 @@ OPAQUE = {
 }
 
 
-def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, n: int) -> Tensor:
-    """One of the three products of a layer with ``n`` rows: along its stairs, where it is large."""
+def _stairs(layer: Layer, x: Tensor) -> Stairs:
+    """Those along which the layer's products with ``x`` ``(units, n)`` go: its own, where these are large."""
     m, k = layer.weight.shape
-    large = m * k * n >= LARGE
-    pays = large and a.device.type == "cpu" and (m * k >= WIDE or _faster(m, k, n) is None)
-    stairs = layer.stairs if layer.stairs and pays else Stairs([m], [k])
+    pays = x.device.type == "cpu" and m * k >= WIDE and m * k * x.shape[1] >= LARGE
+    return layer.stairs if layer.stairs and pays else Stairs([m], [k])
+
+
+def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    """One of the three products of a layer with units ``x``: along its stairs, where it is large."""
+    stairs, (m, k) = _stairs(layer, x), layer.weight.shape
     # What is one product of torch's own stays visible to the compiler, which takes it together with what is around it.
-    opaque = len(stairs.rows) > 1 or _faster(m, k, n) is not None
+    opaque = len(stairs.rows) > 1 or _faster(m, k, x.shape[1]) is not None
     call = OPAQUE[plain] if opaque and torch.compiler.is_compiling() else plain
     return call(a, b, *stairs)
 
 
 def _affine(layer: Layer, x: Tensor) -> Tensor:
-    return _along(_up, layer, layer.weight, x, x.shape[1]).add_(layer.bias[:, None])
+    return _along(_up, layer, layer.weight, x, x).add_(layer.bias[:, None])
 
 
 class _Perceptron(torch.autograd.Function):
@@ -225,11 +232,11 @@ class _Perceptron(torch.autograd.Function):
         grad = grad.contiguous()
         for i in reversed(range(count)):
             layer = Layer(parameters[2 * i], parameters[2 * i + 1], *ctx.layers[i])
-            slope = _along(_outer, layer, grad, inputs[i], grad.shape[1])
+            slope = _along(_outer, layer, grad, inputs[i], grad)
             found += [grad.sum(1), slope if layer.mask is None else slope.mul_(layer.mask)]
             if i == 0 and not ctx.needs_input_grad[0]:
                 return (None, None, *reversed(found))
-            grad = _along(_down, layer, layer.weight, grad, grad.shape[1])
+            grad = _along(_down, layer, layer.weight, grad, grad)
             grad = torch.ops.aten.silu_backward(grad, before[i]) if i else grad.div_(before[0])
         return (grad, None, *reversed(found))
 
