@@ -29,16 +29,16 @@ def befall(mishap: str, at: int) -> None:
     step, count = Trainer._step, iter(range(1, 1 << 30))
 
     def mishaps(self: Trainer, *arguments: Any) -> Any:
-        honest, now = self.loss, next(count)
+        honest, now = self.loss_and_gradient, next(count)
         if now == at and mishap in ("SIGKILL", "SIGTERM", "SIGINT"):
             for _ in range(2):  # a launcher passes on what its processes hear as well
                 os.kill(os.getpid(), signal.Signals[mishap])
         if now == at and mishap == "infinity":
-            self.loss = lambda *batch: tuple(part * math.inf for part in honest(*batch))
+            self.loss_and_gradient = lambda *batch: tuple(part * math.inf for part in honest(*batch))
         try:
             return step(self, *arguments)
         finally:
-            self.loss = honest
+            self.loss_and_gradient = honest
 
     Trainer._step = mishaps  # type: ignore[method-assign]
 

@@ -15,8 +15,10 @@ import torch
 from command import ENVIRONMENT
 
 import flowcli
+from flowcli.recipe import from_dict
 from flowcli.training import loop
 from flowcli.training.loop import Interrupted
+from flowcli.training.prepare import prepare
 from flowcli.training.progress import Evaluation, Progress
 
 TRAIN = {"epochs": 4, "patience": 4}
@@ -110,6 +112,19 @@ def test_auto_compiles_once_a_long_fit_has_taken_its_steps(
     else:
         assert fitted.about["steps"] == 4 * STEPS
         assert len(called) == 2 * STEPS + 1
+
+
+@pytest.mark.parametrize(("taken", "worth_it"), [(100, True), (200, False)])
+def test_auto_compiles_where_as_much_time_is_left_as_was_taken(
+    frame: pd.DataFrame, taken: float, worth_it: bool
+) -> None:
+    prepared = prepare(from_dict(RECIPE | {"train": {"epochs": 4000, "max_time": "5m"}}), frame)
+    trainer = loop.Trainer(
+        prepared.flow, prepared.codec, prepared.baseline, prepared.rows, prepared.held_out, prepared.recipe.train,
+        Progress(),
+    )  # fmt: skip
+    trainer.counters.step, trainer.counters.seconds = loop.COMPILED_FROM, taken
+    assert trainer._worth_compiling() == worth_it
 
 
 def test_auto_says_nothing_of_what_it_cannot_compile(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,17 +188,17 @@ def _stairs(layer: Layer, x: Tensor) -> Stairs:
     return layer.stairs if layer.stairs and pays else Stairs([m], [k])
 
 
-def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-    """One of the three products of a layer with units ``x``: along its stairs, where it is large."""
-    stairs, (m, k) = _stairs(layer, x), layer.weight.shape
+def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor) -> Tensor:
+    """One of the three products of a layer, with b ``(units, n)``: along its stairs, where it is large."""
+    stairs, (m, k) = _stairs(layer, b), layer.weight.shape
     # What is one product of torch's own stays visible to the compiler, which takes it together with what is around it.
-    opaque = len(stairs.rows) > 1 or _faster(m, k, x.shape[1]) is not None
+    opaque = len(stairs.rows) > 1 or _faster(m, k, b.shape[1]) is not None
     call = OPAQUE[plain] if opaque and torch.compiler.is_compiling() else plain
     return call(a, b, *stairs)
 
 
 def _affine(layer: Layer, x: Tensor) -> Tensor:
-    return _along(_up, layer, layer.weight, x, x).add_(layer.bias[:, None])
+    return _along(_up, layer, layer.weight, x).add_(layer.bias[:, None])
 
 
 class _Perceptron(torch.autograd.Function):
@@ -232,11 +232,11 @@ class _Perceptron(torch.autograd.Function):
         grad = grad.contiguous()
         for i in reversed(range(count)):
             layer = Layer(parameters[2 * i], parameters[2 * i + 1], *ctx.layers[i])
-            slope = _along(_outer, layer, grad, inputs[i], grad)
+            slope = _along(_outer, layer, grad, inputs[i])
             found += [grad.sum(1), slope if layer.mask is None else slope.mul_(layer.mask)]
             if i == 0 and not ctx.needs_input_grad[0]:
                 return (None, None, *reversed(found))
-            grad = _along(_down, layer, layer.weight, grad, grad)
+            grad = _along(_down, layer, layer.weight, grad)
             grad = torch.ops.aten.silu_backward(grad, before[i]) if i else grad.div_(before[0])
         return (grad, None, *reversed(found))
 

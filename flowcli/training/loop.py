@@ -20,7 +20,7 @@ from flowcli.flows.spread import CHOICES, widest_as_good
 from flowcli.recipe import Train, seconds
 from flowcli.training import device as devices
 from flowcli.training.clock import Clock
-from flowcli.training.compiled import CannotCompile, Loss, compiled
+from flowcli.training.compiled import CannotCompile, LossAndGradient, compiled
 from flowcli.training.encode import Encoded, Encoder
 from flowcli.training.group import Group
 from flowcli.training.progress import Evaluation, Progress
@@ -84,7 +84,7 @@ class Trainer:
         self.clock.lap("start-up")  # creating an optimizer imports much of torch
         self.held_out, self.held_out_rows = self.encoder.encode_held_out(held_out), len(held_out)
         self.state: State | None = None
-        self.loss: Loss = self._uncompiled  # as the steps take it
+        self.loss_and_gradient: LossAndGradient = self._uncompiled  # as the steps take it
         self.clock.lap("data")
 
     # -- the fit -------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Trainer:
         """The steps of a window; False when too many in a row went wrong."""
         self.clock.lap("data")
         c = self.counters
-        self.loss = self._compiled if self._worth_compiling() else self._uncompiled
+        self.loss_and_gradient = self._compiled if self._worth_compiling() else self._uncompiled
         self.flow.train()
         shuffle = torch.Generator().manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window))
         noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, c.epoch, 2 * c.window + 1))
@@ -186,7 +186,7 @@ class Trainer:
             drawn = drawn[self.share]
             y = y + (drawn @ self.spread if self.spread.ndim == 2 else drawn * self.spread)
         self.clock.lap("data")
-        loss, gradient = self.loss(y, context)
+        loss, gradient = self.loss_and_gradient(y, context)
         loss, stopped = self.group.mean(loss, gradient, len(y) / len(index), self.stopped())
         if stopped:
             raise Interrupted
@@ -226,7 +226,7 @@ class Trainer:
         return loss.detach(), self.gradient
 
     @cached_property
-    def _compiled(self) -> Loss:
+    def _compiled(self) -> LossAndGradient:
         """For batches of the steps' size; uncompiled where that cannot be, and if it was asked for, says why."""
         self.clock.lap("other")
         some = torch.arange(self.batch, device=self.home)[self.share] % len(self.held_out.y)
@@ -239,12 +239,12 @@ class Trainer:
         finally:
             self.clock.lap("compiling")
 
-        def loss(y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        def loss_and_gradient(y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
             found = faster(y, context)
             self.clock.lap("forward and backward")
             return found
 
-        return loss
+        return loss_and_gradient
 
     def _poll(self) -> None:
         if self.group.any(self.stopped()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,8 @@ def with_gradient(module: nn.Module, vector: nn.Parameter) -> Tensor:
     return vector.grad
 
 
-def parts(parameters: Iterable[Tensor], vector: Tensor) -> list[Tensor]:
+def parts(parameters: Collection[Tensor], vector: Tensor) -> list[Tensor]:
     """Of such a ``vector`` what lies where each of the parameters does, laid out as it is."""
-    parameters = list(parameters)
     found = []
     for parameter, part in zip(parameters, vector.split([*map(_room, parameters)]), strict=True):
         outer_first = sorted(range(parameter.ndim), key=parameter.stride, reverse=True)

@@ -84,9 +84,9 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         began = time.perf_counter()
-        compiled.trainer.loss = compiled.trainer._compiled
+        compiled.trainer.loss_and_gradient = compiled.trainer._compiled
         cost = time.perf_counter() - began
-        if compiled.trainer.loss == compiled.trainer._uncompiled:
+        if compiled.trainer.loss_and_gradient == compiled.trainer._uncompiled:
             return {"case": name, "columns": real + discrete, "flow": flow, "refused": True}
         plain.seconds(), compiled.seconds()
         times = [(plain.seconds(), compiled.seconds()) for _ in range(rounds)]

@@ -24,7 +24,6 @@ BINS = 8
 BOX = 4.0
 Activation = Literal["silu", "relu"]
 LAYERS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
-FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "relu": nn.functional.relu}
 
 
 class Shape(NamedTuple):
@@ -81,11 +80,11 @@ class _WithoutContext(nflows.nn.nets.MLP):
 
 def _nflows(shape: Shape, activation: Activation) -> Contender | None:
     d, h = shape.features, shape.hidden
-    made: dict[str, Any] = {"num_blocks": 1, "use_residual_blocks": False, "activation": FUNCTIONS[activation]}
+    made: dict[str, Any] = {"num_blocks": 1, "use_residual_blocks": False, "activation": LAYERS[activation]()}
     box = {"num_bins": BINS, "tails": "linear", "tail_bound": BOX}
 
     def mlp(inputs: int, outputs: int) -> nn.Module:
-        return _WithoutContext((inputs,), (outputs,), [h, h], activation=FUNCTIONS[activation])
+        return _WithoutContext((inputs,), (outputs,), [h, h], activation=LAYERS[activation]())
 
     layers: list[nn.Module] = []
     for i in range(shape.layers):
@@ -114,7 +113,7 @@ def _normflows(shape: Shape, activation: Activation) -> Contender | None:
     for i in range(shape.layers):
         if shape.flow == "maf":
             made = nf.flows.MaskedAffineAutoregressive(
-                d, h, num_blocks=1, use_residual_blocks=False, activation=FUNCTIONS[activation]
+                d, h, num_blocks=1, use_residual_blocks=False, activation=LAYERS[activation]()
             )
             net = made.autoregressive_net
             net.initial_layer = nn.Sequential(net.initial_layer, LAYERS[activation]())

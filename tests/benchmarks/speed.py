@@ -10,8 +10,8 @@ step is forward, backward and a fused Adam; ours also clips the gradient, decays
 gradients. Each contender's turn is of as many calls as 20 ms hold, three at least of those under half a second, one
 after the other as a fit makes them; one before them, which finds in the caches what the others left there, is not
 timed. The ratio is to the fastest peer. By themselves peers take ReLU, which costs a fraction of the SiLU that makes
-our densities smooth; so steps and densities have a second ratio, to the fastest of the peers' flows with ReLU, which
-are another architecture.
+our densities smooth; so, but with ``--quick``, steps and densities have a second ratio, to the fastest of the peers'
+flows with ReLU, which are another architecture.
 
 The floor is the time of the matrix products that the weights which are not masked need (for a training step three
 times those of a density, but for the gradient of the first layer's input), at the rate that plain ``torch.matmul`` of
@@ -137,10 +137,10 @@ def step_of(contender: Contender, x: Tensor, compile: bool = False) -> Callable[
         loss.backward()
         return loss, own
 
-    loss = compiled(flow, vector, x, None) if compile else uncompiled
+    loss_and_gradient = compiled(flow, vector, x, None) if compile else uncompiled
 
     def step() -> None:
-        gradient = loss(x, None)[1]
+        gradient = loss_and_gradient(x, None)[1]
         norm = float(gradient.norm())
         if norm > CLIP:
             gradient.mul_(CLIP / norm)
@@ -196,7 +196,8 @@ def measure(shape: Shape, seconds: float, quick: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     mine, flow = ours(shape)
     contenders = [mine, *peers(shape)]
-    relu = [c._replace(library=c.library + RELU) for c in peers(shape, "relu")] if shape.hidden else []
+    others = peers(shape, "relu") if shape.hidden and not quick else ()
+    relu = [c._replace(library=c.library + RELU) for c in others]
     errors = {}
     for contender in [*contenders, *relu]:
         moved(contender.module)
