@@ -30,6 +30,14 @@ def ask(program: str, request: object) -> Any:
     return json.loads(process.stdout.readline())
 
 
+@functools.cache
+def served() -> Path:
+    """A folder with a ``flowcli`` for shell lines, of a process that is kept running (:mod:`pipes`)."""
+    process = _kept("pipes.py")
+    assert process.stdout is not None
+    return Path(process.stdout.readline().rstrip("\n"))
+
+
 def flowcli(
     *arguments: object, cwd: Path | None = None, stdin: bytes | None = None, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

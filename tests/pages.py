@@ -11,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command import ENVIRONMENT
+from command import ENVIRONMENT, served
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- not run in a test: [^\n]+ -->\n\n?)?^```(\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-PROGRAMS = {"flowcli": "-m flowcli", "torchrun": "-m torch.distributed.run", "python": ""}
+PROGRAMS = {"torchrun": "-m torch.distributed.run", "python": ""}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -29,7 +29,7 @@ def languages(text: str) -> set[str]:
 
 
 def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in a folder, by bash that stops at the first error, with this interpreter's flowcli."""
+    """Run a script in a folder, by bash that stops at the first error, with this interpreter and its flowcli."""
     programs = folder / ".programs"
     programs.mkdir(exist_ok=True)
     for name, words in PROGRAMS.items():
@@ -38,7 +38,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", f"set -euo pipefail\n{script}"],
         cwd=folder,
-        env=ENVIRONMENT | {"PATH": f"{programs}:{ENVIRONMENT['PATH']}"},
+        env=ENVIRONMENT | {"PATH": f"{programs}:{served()}:{ENVIRONMENT['PATH']}"},
         capture_output=True,
         text=True,
         timeout=600,

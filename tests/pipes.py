@@ -1,18 +1,21 @@
 """A ``flowcli`` for shell lines that starts in milliseconds.
 
-    python tests/pipes.py FOLDER
+    python tests/pipes.py
 
-Imports everything once, writes a ``flowcli`` into FOLDER, prints a line and serves. That ``flowcli`` hands its
-arguments, folder, environment and standard streams to a process forked from this one, and ends as that one does.
+Imports everything once, writes a ``flowcli`` into a new folder, prints the folder and serves until standard input ends.
+That ``flowcli`` hands its arguments, folder, environment and standard streams to a process forked from this one, and
+ends as that one does.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 CLIENT = """#!{python} -ISs
@@ -74,8 +77,8 @@ def main(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen(16)
-        print("ready", flush=True)
-        while True:
+        print(folder, flush=True)
+        while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
             connection, _ = server.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -90,4 +93,5 @@ if __name__ == "__main__":
 
     from flowcli.cli import run
 
-    main(Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as new:
+        main(Path(new))
