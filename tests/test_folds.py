@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import flowcli
 from flowcli.scoring import Scorer, p_values
 from flowcli.training.fit import train
+from flowcli.training.group import Group
 from flowcli.training.loop import Interrupted
 from flowcli.training.prepare import as_recipe, folds, prepare
 from flowcli.training.progress import Progress
@@ -104,6 +108,20 @@ def test_a_fit_stopped_among_the_further_ones_goes_on(tmp_path: Path, most: int)
     flowcli.fit(RECIPE, frame, run=tmp_path / "run", resume=True, progress=again)
     assert len(again.fits) == 4
     assert "is finished already" in again.said[-1]
+
+
+def test_a_further_fit_that_goes_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ear, mean = Ear(), Group.mean
+
+    def poisoned(self: Group, loss: Tensor, *rest: Any) -> tuple[Tensor, bool]:
+        third = ear.fits[-1:] == [(2, 5)] and not ear.said
+        return mean(self, loss * math.nan if third else loss, *rest)
+
+    monkeypatch.setattr(Group, "mean", poisoned)
+    model = flowcli.fit(RECIPE, rows(400), progress=ear)
+    assert ear.fits == [(2, 5), (4, 5), (5, 5)]
+    assert ear.said == ["fit 3/5, which holds out other rows, is left out: its loss did not stay finite"]
+    assert model.calibration.shape[1] == 4 * 80
 
 
 def test_no_further_fit_begins_that_would_not_end_in_time() -> None:

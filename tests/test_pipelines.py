@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import ENVIRONMENT
+from command import ENVIRONMENT, served
 
 FIT = "-f -s flow.layers=1 -s 'flow.hidden=[4]' -s train.epochs=2"
 ROWS = 400
@@ -55,6 +54,13 @@ LINES = [
     Line("flowcli score run t.csv -o s1.parquet", "",
          "400 rows written to s1.parquet\nNext: flowcli report run t.csv\n"),
     Line("flowcli score run t.csv -o s2.csv --alpha 0.1 -q"),
+    Line("head -n 2 s.csv | flowcli score run - --alpha 1 -o s0.csv", "",
+         "1 row written to s0.csv, 1 anomaly\nNext: .*"),
+    Line("flowcli evaluate run t.csv --json -v | @json", "dict\n",
+         r"\d+\.\d s, [\d,]+ MB of memory at most; flowcli [\d.]+, torch \S+, 1 thread\n"),
+    Line("flowcli score run none.csv -v", "", r"error: none.csv: no such file.\n\d.* MB .*\n", 3),
+    Line("flowcli fit r1/recipe.yaml -o r1 --resume --no-progress", "r1\n",
+         "warning: r1: is finished already; nothing to do\n.*"),
     Line("flowcli score run t.csv --alpha 1 --only-anomalies -o s3.csv", "",
          r"400 rows .* 400 anomalies\nNext: sort -t, -k4,4gr s3.csv \| head; flowcli report run t.csv\n"),
     Line("flowcli score run gone.csv", "", "error: gone.csv: no such file.\n", 3),
@@ -164,7 +170,7 @@ class Shell:
 
     def run(self, line: str) -> tuple[str, str, int]:
         """What a line wrote to stdout and stderr, and its exit code."""
-        environment = ENVIRONMENT | {"PATH": f"{self.tools}:{os.environ['PATH']}", "TERM": "xterm"}
+        environment = ENVIRONMENT | {"PATH": f"{self.tools}:{served()}:{os.environ['PATH']}", "TERM": "xterm"}
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", line], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
             capture_output=True, timeout=120,
@@ -173,7 +179,7 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     folder, tools = tmp_path_factory.mktemp("pipelines"), tmp_path_factory.mktemp("bin")
     rng = np.random.default_rng(0)
     x = rng.standard_normal(ROWS)
@@ -187,14 +193,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         (tools / f"@{name}").write_text(f"#!{sys.executable}\n{code}\n")
     for path in tools.iterdir():
         path.chmod(0o755)
-    server = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("pipes.py")), str(tools)]
-    with subprocess.Popen(server, stdout=subprocess.PIPE, env=ENVIRONMENT) as serving:
-        assert serving.stdout is not None
-        assert serving.stdout.readline() == b"ready\n"
-        shell = Shell(folder, tools)
-        assert shell.run(f"flowcli fit quickstart t.csv -o run {FIT} -q")[0] == "run\n"
-        yield shell
-        serving.terminate()
+    shell = Shell(folder, tools)
+    assert shell.run(f"flowcli fit quickstart t.csv -o run {FIT} -q")[0] == "run\n"
+    return shell
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.text)

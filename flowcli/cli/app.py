@@ -8,6 +8,7 @@ import inspect
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -46,11 +47,22 @@ def _root(
 
 _SWITCHES: dict[str, tuple[Any, Any]] = {
     "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")], False),
-    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")], False),
+    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Say what time and memory it took.")], False),
     "color": (Annotated[bool | None, typer.Option("--color/--no-color", help="Colours, or none.")], None),
     "no_progress": (Annotated[bool, typer.Option("--no-progress", help="No progress display.")], False),
     "debug": (Annotated[bool, typer.Option("--debug", help="Show tracebacks.")], False),
 }
+
+
+def _took(began: float) -> str:
+    """The time since ``began``, the most memory that this process has had, and what computed."""
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    by = f"flowcli {__version__}"
+    if torch := sys.modules.get("torch"):
+        by += f", torch {torch.__version__}, {console.counted(torch.get_num_threads(), 'thread', 'threads')}"
+    return f"{time.monotonic() - began:.1f} s, {most:,.0f} MB of memory at most; {by}"
 
 
 def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -63,6 +75,7 @@ def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Call
             console.settings.quiet, console.settings.verbose = switches["quiet"], switches["verbose"]
             console.settings.color, console.settings.debug = switches["color"], switches["debug"]
             console.settings.progress = not switches["no_progress"]
+            began = time.monotonic()
             try:
                 function(*args, **options)
             except typer.Exit:
@@ -71,6 +84,9 @@ def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Call
                 if isinstance(error, SystemExit):
                     raise
                 console.leave(error)
+            finally:
+                if console.settings.verbose:
+                    console.note(_took(began))
 
         own = inspect.signature(function, eval_str=True)
         switches = [

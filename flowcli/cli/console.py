@@ -43,6 +43,11 @@ def quoted(name: object) -> str:
     return shlex.quote(str(name))
 
 
+def counted(n: int, one: str, many: str) -> str:
+    """``n`` of something, whose name has a plural."""
+    return f"{n:,} {one if n == 1 else many}"
+
+
 def colors() -> bool:
     """Whether stderr gets colours: asked for, or a terminal and NO_COLOR not set (no-color.org)."""
     if settings.color is not None:

@@ -17,16 +17,12 @@ from flowcli.training.progress import Evaluation, Progress
 def display() -> Progress:
     """What suits this stderr and the switches given."""
     if console.settings.quiet or not console.settings.progress:
-        return Progress()
+        return Told()
     return Live() if sys.stderr.isatty() and sys.stderr.encoding.lower().startswith("utf") else Lines()
 
 
 def _summary(parameters: int, rows: int, held_out: int, device: str) -> str:
     return f"{rows:,} rows to learn from, {held_out:,} held out; {parameters:,} parameters; on {device}"
-
-
-def _again(number: int, of: int, held_out_log_prob: float) -> str:
-    return f"fit {number}/{of}, other rows held out: {held_out_log_prob:.4f}"
 
 
 def _left(done: float, began: float) -> str:
@@ -37,7 +33,20 @@ def _left(done: float, began: float) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-class Lines(Progress):
+class Told(Progress):
+    """What is said of any fit; of its epochs, nothing."""
+
+    def again(self, number: int, of: int, held_out_log_prob: float) -> None:
+        console.note(f"fit {number}/{of}, other rows held out: {held_out_log_prob:.4f}")
+
+    def note(self, sentence: str) -> None:
+        console.note(sentence)
+
+    def say(self, sentence: str) -> None:
+        console.warn(sentence)
+
+
+class Lines(Told):
     """One line an epoch."""
 
     def begin(self, epochs: int, steps: int, parameters: int, rows: int, held_out: int, device: str) -> None:
@@ -55,14 +64,8 @@ class Lines(Progress):
             f"left {_left(self.done, self.began)}"
         )
 
-    def again(self, number: int, of: int, held_out_log_prob: float) -> None:
-        console.note(_again(number, of, held_out_log_prob))
 
-    def say(self, sentence: str) -> None:
-        console.warn(sentence)
-
-
-class Live(Progress):
+class Live(Told):
     """A bar with the latest figures, 80 columns wide at most."""
 
     def begin(self, epochs: int, steps: int, parameters: int, rows: int, held_out: int, device: str) -> None:
@@ -92,12 +95,6 @@ class Live(Progress):
             self.task, completed=done, epoch=f"{epoch}/{self.epochs}", figures=f"{figures}  {_left(done, self.began)}"
         )
         self.bars.refresh()
-
-    def again(self, number: int, of: int, held_out_log_prob: float) -> None:
-        console.note(_again(number, of, held_out_log_prob))
-
-    def say(self, sentence: str) -> None:
-        console.warn(sentence)
 
     def end(self) -> None:
         self.bars.stop()

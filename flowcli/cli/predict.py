@@ -67,7 +67,7 @@ def predict(
             rows += batch.num_rows
             sink.write(batch)
     if output != "-":
-        console.note(f"{rows:,} rows written to {output}")
+        console.note(f"{console.counted(rows, 'row', 'rows')} written to {output}")
 
 
 def _shares(text: str) -> list[float]:

@@ -153,4 +153,4 @@ def _write(output: str, batches: Iterator[pa.RecordBatch], to: AbstractContextMa
             sink.write(batch)
             rows += batch.num_rows
     if output != "-":
-        console.note(f"{rows:,} rows written to {output}")
+        console.note(f"{console.counted(rows, 'row', 'rows')} written to {output}")

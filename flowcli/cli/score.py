@@ -126,8 +126,9 @@ def score(
             anomalies += 0 if flagged is None else pc.sum(flagged).as_py() or 0
             sink.write(batch.filter(flagged) if only_anomalies else batch)
     if output != "-":
-        written = anomalies if only_anomalies else rows
-        console.note(f"{written:,} rows written to {output}" + (f", {anomalies:,} anomalies" if asked else ""))
+        written = console.counted(anomalies if only_anomalies else rows, "row", "rows")
+        odd = f", {console.counted(anomalies, 'anomaly', 'anomalies')}" if asked else ""
+        console.note(f"{written} written to {output}{odd}")
     strange = comparable >= MANY and usual < USUAL * comparable
     if strange:
         console.warn(

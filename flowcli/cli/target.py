@@ -45,12 +45,11 @@ def fit_target(recipe: Recipe, run: Path, force: bool, allow_code: bool, dry_run
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # for steps this small, threads that wait for one another take longer than one
-    quiet = not console.settings.progress
     with console.Signals() as signals:
         try:
             posterior = fit(
                 recipe, allow_code=allow_code, run=run, force=force, stopped=signals.seen,
-                say=(lambda _: None) if quiet else console.note,
+                say=console.note if console.settings.progress else lambda _: None, warn=console.warn,
             )  # fmt: skip
         except Stopped:
             console.note("stopped; nothing was kept")

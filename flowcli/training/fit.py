@@ -23,7 +23,7 @@ from flowcli.scoring.method import ingredients
 from flowcli.training.board import Board
 from flowcli.training.clock import Clock, Profile
 from flowcli.training.group import Group
-from flowcli.training.loop import Interrupted, Trainer
+from flowcli.training.loop import Diverged, Interrupted, Trainer
 from flowcli.training.prepare import Prepared, as_recipe, prepare, random_rows
 from flowcli.training.progress import Evaluation, Progress
 from flowcli.training.rows import digest
@@ -188,9 +188,10 @@ def _processes(number: int) -> str:
 
 def _further(prepared: Prepared, first: Trainer, stopped: Callable[[], bool]) -> list[NDArray[np.float64]]:
     """What the held-out rows' scores are made of, for each of the fits that hold out other rows than the ``first``: as
-    many as end in the fit's time, if each takes as long as that (cross-conformal prediction: Vovk 2015).
+    many as end in the fit's time, if each takes as long as that (cross-conformal prediction: Vovk 2015). One that goes
+    wrong is left out: the first is what it was.
 
-    Raises as :meth:`Trainer.run` does.
+    Raises as :meth:`Trainer.run` does otherwise.
     """
     found: list[NDArray[np.float64]] = []
     each, began = first.counters.seconds, time.monotonic()
@@ -204,7 +205,14 @@ def _further(prepared: Prepared, first: Trainer, stopped: Callable[[], bool]) ->
             other.flow, other.codec, other.baseline, other.rows, other.held_out, other.recipe.train, Progress(),
             first.clock, first.group,
         )  # fmt: skip
-        counters = trainer.run(stopped=stopped).counters
+        try:
+            counters = trainer.run(stopped=stopped).counters
+        except Diverged:
+            first.progress.say(
+                f"fit {number}/{len(prepared.splits) + 1}, which holds out other rows, is left out: its "
+                "loss did not stay finite"
+            )
+            continue
         other.flow.to("cpu").zero_grad()
         if first.group.first:
             found.append(_calibrated(other)[2])

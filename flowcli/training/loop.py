@@ -40,6 +40,10 @@ class Interrupted(Exception):
     """A signal asked the fit to stop."""
 
 
+class Diverged(TrainingError):
+    """The numbers of a fit cannot be kept finite."""
+
+
 class Trainer:
     """Fits ``flow`` to ``rows`` by maximum likelihood and keeps the weights best on ``held_out``.
 
@@ -98,7 +102,7 @@ class Trainer:
         """Train from ``start`` or from the flow as it is; leave the best weights in the flow, however it ends.
 
         ``on_state`` hears of every state that can be gone on from, and of the evaluation at an epoch's end; ``stopped``
-        is asked at every step, and as often while encoding and evaluating. Raises TrainingError when the numbers cannot
+        is asked at every step, and as often while encoding and evaluating. Raises Diverged when the numbers cannot
         be kept finite, Interrupted when ``stopped`` says so, DataError when rows cannot be read any more.
         """
         self.on_state, self.stopped = on_state, stopped
@@ -228,6 +232,7 @@ class Trainer:
     @cached_property
     def _compiled(self) -> LossAndGradient:
         """For batches of the steps' size; uncompiled where that cannot be, and if it was asked for, says why."""
+        self.progress.note("compiling the steps, which takes a minute or so; this epoch's rate counts it")
         self.clock.lap("other")
         some = torch.arange(self.batch, device=self.home)[self.share] % len(self.held_out.y)
         try:
@@ -331,12 +336,12 @@ class Trainer:
         self.counters = Counters(**asdict(state.counters))
 
     def _step_back(self, last: State) -> State:
-        """Return to ``last`` with half the rate. Raises TrainingError when that was done often enough."""
+        """Return to ``last`` with half the rate. Raises Diverged when that was done often enough."""
         retreats, skipped, rate, seconds_ = (
             self.counters.retreats + 1, self.counters.skipped, self.counters.rate / 2, self.counters.seconds
         )  # fmt: skip
         if retreats > MAX_RETREATS:
-            raise TrainingError(
+            raise Diverged(
                 f"training gave up at epoch {self.counters.epoch + 1}: loss or gradient was not finite again after "
                 f"{MAX_RETREATS} returns with a smaller rate. The best model so far is kept. Try a smaller train.lr, "
                 f"or transform the columns with the longest tails."

@@ -35,6 +35,9 @@ class Progress:
     def again(self, number: int, of: int, held_out_log_prob: float) -> None:
         """Fit ``number`` of so many ended, which held out other rows than the first."""
 
+    def note(self, sentence: str) -> None:
+        """What the fit is at, where that takes long."""
+
     def say(self, sentence: str) -> None:
         """Something a user should know."""
 

@@ -36,9 +36,11 @@ def fit(
     run: str | pathlib.Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Posterior:
-    """Fit a recipe with a target. Its code is run only if ``allow_code``; ``run`` is a folder to write.
+    """Fit a recipe with a target. Its code is run only if ``allow_code``; ``run`` is a folder to write. ``say`` hears
+    how it goes, ``warn`` what a user should know of its end.
 
     Raises UsageError, DataError or TrainingError, with a sentence for the user, and Stopped when ``stopped`` says so.
     """
@@ -49,7 +51,7 @@ def fit(
     record = Run.create(pathlib.Path(run), force) if run is not None else None
     began = time.monotonic()
     try:
-        posterior, evaluations = fitted(recipe, density, known, say, stopped)
+        posterior, evaluations = fitted(recipe, density, known, say, warn, stopped)
         if record is None:
             return posterior
         posterior.save(record.folder / MODEL_FILE)
@@ -91,6 +93,7 @@ def fitted(
     density: LogDensity,
     known: str,
     say: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[Posterior, list[Evaluation]]:
     """The part of :func:`fit` between reading and writing, for a recipe that :func:`prepare` has seen; ``known`` is the
@@ -115,7 +118,7 @@ def fitted(
         say(f"epoch {e.epoch}  ELBO {e.elbo:.4f} ± {e.elbo_error:.4f}  lr {e.lr:.2g}  {e.seconds:.0f} s")
 
     if not ascent.run(hear, stopped):
-        say(f"warning: the ELBO may still be rising after {train.epochs} epochs")
+        warn(f"the ELBO may still be rising after {train.epochs} epochs")
     flow.requires_grad_(False).eval()
     log_weights = plain_draws(flow, density, DRAWS, seeded(train.seed, 1)).log_weights
     finite = log_weights[log_weights > -torch.inf]

@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
 
 
@@ -16,8 +18,9 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The architecture and, where Linux tells, whose it is: products are as fast as the vendor's library."""
+    """The architecture, where Linux tells, whose it is, and the instructions that torch uses: products are as fast as
+    the library for these."""
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text() if cpus.exists() else ""
     vendors = [name for vendor, name in VENDORS.items() if vendor in lines]
-    return " ".join([platform.machine(), *vendors])
+    return " ".join([platform.machine(), *vendors, torch.backends.cpu.get_cpu_capability()])
