@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcli.flows.perceptron import Layer, Stairs, masked, perceptron, product, seen
+from flowcli.flows.perceptron import Layer, Stairs, add_product, masked, perceptron, seen
 
 STEPS, SHORTEST, LEAST = 4, 40, 1 << 13  # of a masked layer's stairs: how many, their units and their weights
 
@@ -152,38 +152,6 @@ def _stairs(in_degrees: Sequence[int], out_degrees: Sequence[int]) -> Stairs | N
     return Stairs(rows, [bisect.bisect_right(in_degrees, out_degrees[row - 1]) for row in rows])
 
 
-class _Known:
-    """Units that become known from the first on, ``(units, n)``: each one's values lie together. They are written into
-    one buffer, or joined where autograd must see them."""
-
-    def __init__(self, like: Tensor, units: int) -> None:
-        self.buffer = None if torch.is_grad_enabled() else like.new_empty(units, len(like))
-        self.settled, self.fresh = 0, 0  # how many were known when last asked for all of them, and how many since
-        self.blocks = [like.new_empty(0, len(like))]
-
-    def append(self, block: Tensor) -> None:
-        if self.buffer is None:
-            self.blocks.append(block)
-        else:
-            known = self.settled + self.fresh
-            self.buffer[known : known + len(block)] = block
-        self.fresh += len(block)
-
-    def all(self) -> Tensor:
-        """All that are known; they are not new any more."""
-        self.settled, self.fresh = self.settled + self.fresh, 0
-        if self.buffer is not None:
-            return self.buffer[: self.settled]
-        self.blocks = [torch.cat(self.blocks)]
-        return self.blocks[0]
-
-    def new(self) -> Tensor:
-        """Those appended since :meth:`all` was asked."""
-        if self.buffer is not None:
-            return self.buffer[self.settled : self.settled + self.fresh]
-        return torch.cat([self.blocks[0][:0], *self.blocks[1:]])
-
-
 class MaskedMLP(nn.Module):
     """A masked network whose outputs for column i see only columns before i (Germain et al. 2015), and the context.
 
@@ -219,7 +187,8 @@ class MaskedMLP(nn.Module):
 
     def walk(self, like: Tensor, context: Tensor | None = None) -> Walk:
         """Begin a walk over the columns, for as many rows as ``like`` has and in its precision."""
-        return Walk(self, like, context)
+        kind = _Differentiable if torch.is_grad_enabled() else _InPlace
+        return kind(self, like, None if context is None else seen(context).T)
 
 
 class MADE(MaskedMLP):
@@ -235,14 +204,7 @@ class MADE(MaskedMLP):
         return parameters
 
 
-def _plus(start: Tensor, weight: Tensor, units: Tensor) -> Tensor:
-    """start + W·units."""
-    if torch.is_grad_enabled():
-        return torch.addmm(start, weight, units)
-    return product(weight, units).add_(start)
-
-
-class Walk:
+class Walk(ABC):
     """One pass taken a column at a time: ``parameters`` for the next column, then ``append`` its numbers.
 
     Every ``STRIDE`` columns, what the units of the next ones get from all that is known by then is computed in one
@@ -251,40 +213,111 @@ class Walk:
 
     STRIDE = 8
 
-    def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
-        self.net = net
+    def __init__(self, net: MaskedMLP) -> None:
+        self.layers = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
+        self.ends, self.features = net.ends, len(net.ends[0])
         self.degree = 0
-        linear = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
-        self.layers = [(masked(layer.weight, layer.mask), layer.bias[:, None]) for layer in linear]
-        self.known = [_Known(like, weight.shape[1]) for weight, _ in self.layers]
-        self.ahead: list[Tensor] = []
-        if context is not None:
-            self.known[0].append(seen(context).T)
-
-    def _until(self, layer: int, degree: int) -> int:
-        """How many units of a layer have a degree up to this one."""
-        return self.net.ends[layer][degree] if degree >= 0 else 0
 
     def parameters(self) -> Tensor:
         """Parameters ``(outputs[i], n)`` of the next column i, given those appended so far."""
-        d = self.degree
-        start = d - d % self.STRIDE
-        if d == start:
-            stop = min(start + self.STRIDE, len(self.net.ends[0])) - 1
-            self.ahead = []
-            for i, (weight, bias) in enumerate(self.layers):
-                rows, known = slice(self._until(i + 1, d - 1), self._until(i + 1, stop)), self.known[i].all()
-                self.ahead.append(_plus(bias[rows], weight[rows, : len(known)], known))
-        for i, (weight, _) in enumerate(self.layers):
-            begin, first, last = (self._until(i + 1, degree) for degree in (start - 1, d - 1, d))
-            settled, new = self.known[i].settled, self.known[i].new()
-            own = weight[first:last, settled : settled + len(new)]
-            block = _plus(self.ahead[i][first - begin : last - begin], own, new)
-            if i + 1 < len(self.layers):
-                self.known[i + 1].append(F.silu(block))
-        return block
+        if self.degree % self.STRIDE == 0:
+            self._look_ahead(min(self.degree + self.STRIDE, self.features) - 1)
+        return self._column()
 
     def append(self, column: Tensor) -> None:
         """The numbers ``(inputs[i], n)`` of the column just computed."""
-        self.known[0].append(seen(column))
+        self._know(seen(column))
         self.degree += 1
+
+    def _until(self, layer: int, degree: int) -> int:
+        """How many units of a layer have a degree up to this one."""
+        return self.ends[layer][degree] if degree >= 0 else 0
+
+    def _settled(self, layer: int) -> int:
+        """How many units of a layer are known before the next column's own."""
+        return self._until(layer, self.degree - (layer > 0))
+
+    @abstractmethod
+    def _look_ahead(self, last: int) -> None:
+        """What units up to the degree ``last`` get from all that is known."""
+
+    @abstractmethod
+    def _column(self) -> Tensor:
+        """The next column's parameters, on the way of which its units become known."""
+
+    @abstractmethod
+    def _know(self, column: Tensor) -> None:
+        """What the first layer sees of a column."""
+
+
+class _InPlace(Walk):
+    """Without a gradient. Units that are not known yet hold what they get from those that are."""
+
+    def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
+        super().__init__(net)
+        widths = [self.layers[0].weight.shape[1], *(len(layer.weight) for layer in self.layers)]
+        self.units = [like.new_empty(width, len(like)) for width in widths]
+        if context is not None:
+            self.units[0][: len(context)] = context
+        self.start = 0
+        self.ahead: list[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor]]] = []
+
+    def _look_ahead(self, last: int) -> None:
+        self.start, self.ahead = self.degree, []
+        for i, layer in enumerate(self.layers):
+            settled, rows = self._settled(i), slice(self._until(i + 1, self.degree - 1), self._until(i + 1, last))
+            units, weight = self.units[i + 1][rows], layer.weight[rows]
+            units.copy_(layer.bias[rows, None])
+            if settled:
+                add_product(units, weight[:, :settled], self.units[i][:settled])
+            counts = [b - a for a, b in pairwise(self._until(i + 1, d) for d in range(self.degree - 1, last + 1))]
+            self.ahead.append(
+                (settled, self.units[i][settled:], units.split(counts), weight[:, settled:].split(counts))
+            )
+
+    def _column(self) -> Tensor:
+        for i, (settled, new, units, weight) in enumerate(self.ahead):
+            block, count = units[self.degree - self.start], self.ends[i][self.degree] - settled
+            if count:
+                add_product(block, weight[self.degree - self.start][:, :count], new[:count])
+            if i + 1 < len(self.layers):
+                F.silu(block, inplace=True)
+        return block
+
+    def _know(self, column: Tensor) -> None:
+        begin = self._settled(0)
+        self.units[0][begin : begin + len(column)] = column
+
+
+class _Differentiable(Walk):
+    """With a gradient: what autograd needs is not written over."""
+
+    def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
+        super().__init__(net)
+        self.weights = [masked(layer.weight, layer.mask) for layer in self.layers]
+        nothing = like.new_empty(0, len(like))
+        self.known = [nothing if context is None else context, *[nothing] * (len(self.layers) - 1)]
+        self.new: list[list[Tensor]] = []
+        self.ahead: list[tuple[int, Tensor]] = []
+
+    def _look_ahead(self, last: int) -> None:
+        if self.new:
+            self.known = [torch.cat([known, *new]) for known, new in zip(self.known, self.new, strict=True)]
+        self.new, self.ahead = [[] for _ in self.layers], []
+        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+            rows = slice(self._until(i + 1, self.degree - 1), self._until(i + 1, last))
+            ahead = torch.addmm(layer.bias[rows, None], weight[rows, : len(self.known[i])], self.known[i])
+            self.ahead.append((rows.start, ahead))
+
+    def _column(self) -> Tensor:
+        for i, ((start, ahead), weight) in enumerate(zip(self.ahead, self.weights, strict=True)):
+            rows = slice(self._until(i + 1, self.degree - 1), self._until(i + 1, self.degree))
+            new, settled = torch.cat([self.known[i][:0], *self.new[i]]), len(self.known[i])
+            own = weight[rows, settled : settled + len(new)]
+            block = torch.addmm(ahead[rows.start - start : rows.stop - start], own, new)
+            if i + 1 < len(self.layers):
+                self.new[i + 1].append(F.silu(block))
+        return block
+
+    def _know(self, column: Tensor) -> None:
+        self.new[0].append(column)

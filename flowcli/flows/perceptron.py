@@ -122,6 +122,15 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return found if out is None else out.copy_(found)
 
 
+def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a b to ``to``, as :func:`product` computes it."""
+    (m, k), n = a.shape, b.shape[1]
+    if _plain(a) and _faster(m, k, n) is not None:
+        to.add_(product(a, b))
+    else:
+        to.addmm_(a, b)
+
+
 def _faster(m: int, k: int, n: int) -> Callable[..., Tensor] | None:
     """What is faster than torch's own product of ``(m, k)`` and ``(k, n)``."""
     large = m * k * n >= (HEAVY if torch.compiler.is_compiling() else LARGE)
