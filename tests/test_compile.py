@@ -151,9 +151,10 @@ def test_without_a_compiler_a_fit_says_so_and_goes_on(frame: pd.DataFrame, tmp_p
         cwd=tmp_path, env=ENVIRONMENT | nowhere, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    head, warning, *epochs, _, following = done.stderr.splitlines()
+    head, compiling, warning, *epochs, _, following = done.stderr.splitlines()
     assert following.startswith("Next: ")
     assert head.startswith("720 rows")
+    assert compiling.startswith("compiling the steps")
     assert warning.startswith("warning: train.compile: the steps are taken uncompiled: ")
     assert "No working C++ compiler" in warning
     assert [line.split()[1] for line in epochs] == ["1/2", "2/2"]
