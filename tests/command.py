@@ -35,7 +35,9 @@ def served() -> Path:
     """A folder with a ``flowcli`` for shell lines, of a process that is kept running (:mod:`pipes`)."""
     process = _kept("pipes.py")
     assert process.stdout is not None
-    return Path(process.stdout.readline().rstrip("\n"))
+    folder = process.stdout.readline().rstrip("\n")
+    assert folder
+    return Path(folder)
 
 
 def flowcli(

@@ -42,8 +42,8 @@ def serve(connection: socket.socket) -> None:
     """Run the command line that a client asks for, in a process forked from this one, and tell the client its end."""
     head, streams, _, _ = socket.recv_fds(connection, 8, 3)
     content = b""
-    while len(content) < int.from_bytes(head, "little"):
-        content += connection.recv(1 << 16)
+    while len(content) < int.from_bytes(head, "little") and (more := connection.recv(1 << 16)):
+        content += more
     arguments, folder, environment, mask, numbers = json.loads(content)
     pid = os.fork()
     if pid == 0:
@@ -83,8 +83,10 @@ def main(folder: Path) -> None:
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 server.close()
-                serve(connection)
-                os._exit(0)
+                try:
+                    serve(connection)
+                finally:
+                    os._exit(0)
             connection.close()
 
 

@@ -273,15 +273,18 @@ def test_what_a_network_sees_is_right_near_and_far() -> None:
 
 @pytest.mark.parametrize("features", [1, 6, 8, 21])
 @pytest.mark.parametrize("hidden", [[20, 15], [5], []])
+@pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("grad", [True, False])
-def test_the_walk_gives_the_parameters_of_the_whole_pass(features: int, hidden: list[int], grad: bool) -> None:
-    net = MADE(features, 2, hidden, 3).double()
+def test_the_walk_gives_the_parameters_of_the_whole_pass(
+    features: int, hidden: list[int], context: int, grad: bool
+) -> None:
+    net = MADE(features, context, hidden, 3).double()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter)
     for module in net.modules():
         if isinstance(module, MaskedLinear):
             module.weight.data.mul_(module.mask)
-    x, c = rows(9, features, 2)
+    x, c = rows(9, features, context)
     with torch.set_grad_enabled(grad):
         walk = net.walk(x, c)
         for i in range(features):

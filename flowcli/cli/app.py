@@ -56,13 +56,17 @@ _SWITCHES: dict[str, tuple[Any, Any]] = {
 
 def _took(began: float) -> str:
     """The time since ``began``, the most memory that this process has had, and what computed."""
-    import resource
+    try:
+        with open("/proc/self/status") as status:  # getrusage knows there of what the process was before it was ours
+            most = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    except OSError:
+        import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     by = f"flowcli {__version__}"
     if torch := sys.modules.get("torch"):
         by += f", torch {torch.__version__}, {console.counted(torch.get_num_threads(), 'thread', 'threads')}"
-    return f"{time.monotonic() - began:.1f} s, {most:,.0f} MB of memory at most; {by}"
+    return f"{time.monotonic() - began:.1f} s, {most / 1e6:,.0f} MB of memory at most; {by}"
 
 
 def command(group: typer.Typer = app, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

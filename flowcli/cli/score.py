@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -85,7 +85,7 @@ def score(
     from flowcli.data.sink import check_output, open_sink, output_format
     from flowcli.errors import DataError
     from flowcli.ordered import in_order
-    from flowcli.scoring import MANY, USUAL, Level, RowScorer, Scorer, in_one_schema, pieces
+    from flowcli.scoring import Level, Likeness, RowScorer, Scorer, discoveries, in_one_schema, pieces
 
     check_format(format)
     if shard is None:
@@ -112,16 +112,15 @@ def score(
     found = pieces(source, fitted.codec.rows_at_once, together=score_rows.together)
     batches = in_one_schema(in_order(score_rows, found, fitted.threads))
     if fdr is not None:
-        batches = _discoveries(batches, fdr)
+        batches = discoveries(batches, fdr)
     first = next(batches, None)
     if first is None:
         raise DataError(f"{', '.join(data)}: no rows.")
-    rows = anomalies = comparable = usual = 0
+    rows, anomalies, likeness = 0, 0, Likeness()
     with open_sink(output, first.schema, format, force) as sink:
         for batch in itertools.chain([first], batches):
-            p_value = batch.column("p_value")
-            rows, comparable = rows + batch.num_rows, comparable + batch.num_rows - p_value.null_count
-            usual += pc.sum(pc.greater(p_value, 0.5)).as_py() or 0
+            rows += batch.num_rows
+            likeness.add(batch)
             flagged = pc.fill_null(batch.column("is_anomaly"), False) if asked else None
             anomalies += 0 if flagged is None else pc.sum(flagged).as_py() or 0
             sink.write(batch.filter(flagged) if only_anomalies else batch)
@@ -129,18 +128,14 @@ def score(
         written = console.counted(anomalies if only_anomalies else rows, "row", "rows")
         odd = f", {console.counted(anomalies, 'anomaly', 'anomalies')}" if asked else ""
         console.note(f"{written} written to {output}{odd}")
-    strange = comparable >= MANY and usual < USUAL * comparable
-    if strange:
-        console.warn(
-            f"only {usual / comparable:.0%} of the rows are as usual as the more usual half of the held-out rows. "
-            "Unless most are anomalies, they are of another kind than the rows of the fit, and their p-values mean "
-            "little: fit anew."
-            + (" --fdr takes half of them for normal, and flags what stands out from these." if fdr is not None else "")
-        )
-    if fail_over is not None and fdr is not None and strange:
+    if likeness.strange:
+        halved = " --fdr takes half of them for normal, and flags what stands out from these."
+        console.warn(f"{likeness.sentence()}{halved if fdr is not None else ''}")
+    if fail_over is not None and fdr is not None and likeness.strange:
         raise GateError("--fail-over: the rows are of another kind than those of the fit, or most are anomalies.")
     if fail_over is not None and anomalies > fail_over * rows:
-        raise GateError(f"{anomalies:,} of {rows:,} rows are flagged, more than a share of {fail_over:g}.")
+        all_rows = console.counted(rows, "row is", "rows are")
+        raise GateError(f"{anomalies:,} of {all_rows} flagged, more than a share of {fail_over:g}.")
     if output != "-" or sys.stderr.isatty():  # in a pipeline, what comes next is there already
         console.note(f"Next: {_next(model, data, output, first.schema)}")
 
@@ -151,28 +146,3 @@ def _next(model: str, data: Sequence[str], output: str, schema: pa.Schema) -> st
     ranked = f"sort -t, -k{place},{place}gr {console.quoted(output)} | head; " if output.endswith(".csv") else ""
     shown = [console.quoted(name) for name in (model, *data) if name != "-"]
     return f"{ranked}flowcli report {' '.join(shown)}"
-
-
-def _discoveries(batches: Iterator[pa.RecordBatch], q: float) -> Iterator[pa.RecordBatch]:
-    """The batches with ``is_anomaly`` as all their p-values together decide; meanwhile they lie in a temporary file."""
-    import tempfile
-
-    import pyarrow as pa
-
-    from flowcli.scoring import FalseDiscoveries
-
-    first = next(batches, None)
-    if first is None:
-        return
-    found = FalseDiscoveries(q)
-    with tempfile.TemporaryFile() as spool:
-        with pa.ipc.new_stream(spool, first.schema) as writer:
-            for batch in itertools.chain([first], batches):
-                found.add(batch.column("p_value").to_numpy(zero_copy_only=False))
-                writer.write_batch(batch)
-        spool.seek(0)
-        level, place = found.level(), first.schema.get_field_index("is_anomaly")
-        for batch in pa.ipc.open_stream(spool):
-            score, p_value = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("score", "p_value"))
-            flags = pa.array(level.flags(score, p_value), mask=batch.column("p_value").is_null().to_numpy(False))
-            yield batch.set_column(place, "is_anomaly", flags)

@@ -51,7 +51,7 @@ def score_shard(shard: str, score_rows: RowScorer[Scorer], data: list[str], outp
     from flowcli.data.pictures import Pictures
     from flowcli.data.source import Source
     from flowcli.ordered import in_order
-    from flowcli.scoring import in_one_schema, pieces
+    from flowcli.scoring import Likeness, in_one_schema, pieces
     from flowcli.shards import Inputs, Plan
 
     scorer, model = score_rows.scorer, score_rows.scorer.model
@@ -69,6 +69,7 @@ def score_shard(shard: str, score_rows: RowScorer[Scorer], data: list[str], outp
         "only_anomalies": only_anomalies,
     }
     plan = Plan("score", settings, tuple(inputs.described), tuple(inputs.parts))
+    likeness = Likeness()
 
     def scored(item: tuple[Part, Piece]) -> tuple[Part, pa.RecordBatch]:
         part, piece = item
@@ -81,12 +82,16 @@ def score_shard(shard: str, score_rows: RowScorer[Scorer], data: list[str], outp
             for part in todo
             for piece in pieces(inputs.read(part, wanted), model.codec.rows_at_once, part.row, score_rows.together)
         )
-        return in_order(scored, items, model.threads, alike=True)
+        for part, batch in in_order(scored, items, model.threads, alike=True):
+            likeness.add(batch)
+            yield part, batch
 
     def choose(batch: pa.RecordBatch) -> pa.RecordBatch:
         return batch.filter(pc.fill_null(batch.column("is_anomaly"), False)) if only_anomalies else batch
 
     _work(shard, output, plan, compute, schema, choose)
+    if likeness.strange:
+        console.warn(f"of what was scored now, {likeness.sentence()}")
 
 
 def sample_shard(shard: str, model: Model, n: int, given: Any, output: str, settings: Mapping[str, Any]) -> None:
@@ -118,8 +123,10 @@ def _work(shard: str, output: str, plan: Plan, compute: Any, schema: pa.Schema, 
 
     this = Shard.named(shard)
     state = work(Folder(output, plan), this, compute, schema, choose)
-    said = f"shard {this}: {state.written:,} parts written" + (f", {state.done:,} were done" if state.done else "")
+    written = console.counted(state.written, "part", "parts")
+    said = f"shard {this}: {written} written" + (f", {state.done:,} were done" if state.done else "")
     if state.missing:
         console.note(f"{said}; {state.missing:,} of {len(plan.parts):,} are missing in {output}")
     else:
-        console.note(f"{said}; all {len(plan.parts):,} are there, {state.rows:,} rows in {output}: see {SUCCESS}")
+        rows = console.counted(state.rows, "row", "rows")
+        console.note(f"{said}; all {len(plan.parts):,} are there, {rows} in {output}: see {SUCCESS}")

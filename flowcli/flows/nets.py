@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcli.flows.perceptron import Layer, Stairs, add_product, masked, perceptron, seen
+from flowcli.flows.perceptron import Layer, Stairs, perceptron, seen
+from flowcli.flows.walk import Differentiable, InPlace, Walk
 
 STEPS, SHORTEST, LEAST = 4, 40, 1 << 13  # of a masked layer's stairs: how many, their units and their weights
 
@@ -183,12 +184,15 @@ class MaskedMLP(nn.Module):
         """Parameters ``(n, Σ outputs)`` from rows ``(n, Σ inputs)``."""
         if context is not None:
             x = torch.cat([context.T, x.T]).T
-        return perceptron(x.T, [layer.layer() for layer in self.layers if isinstance(layer, MaskedLinear)]).T
+        return perceptron(x.T, self._layers()).T
 
     def walk(self, like: Tensor, context: Tensor | None = None) -> Walk:
         """Begin a walk over the columns, for as many rows as ``like`` has and in its precision."""
-        kind = _Differentiable if torch.is_grad_enabled() else _InPlace
-        return kind(self, like, None if context is None else seen(context).T)
+        kind = Differentiable if torch.is_grad_enabled() else InPlace
+        return kind(self._layers(), self.ends, like, None if context is None else seen(context).T)
+
+    def _layers(self) -> list[Layer]:
+        return [layer.layer() for layer in self.layers if isinstance(layer, MaskedLinear)]
 
 
 class MADE(MaskedMLP):
@@ -202,122 +206,3 @@ class MADE(MaskedMLP):
         """Parameters ``(n, features, outputs)`` from rows ``(n, features)``."""
         parameters: Tensor = super().forward(x, context).unflatten(1, self.shape)
         return parameters
-
-
-class Walk(ABC):
-    """One pass taken a column at a time: ``parameters`` for the next column, then ``append`` its numbers.
-
-    Every ``STRIDE`` columns, what the units of the next ones get from all that is known by then is computed in one
-    product for each layer; a column then adds what became known since. Rows lie along the last dimension.
-    """
-
-    STRIDE = 8
-
-    def __init__(self, net: MaskedMLP) -> None:
-        self.layers = [layer for layer in net.layers if isinstance(layer, MaskedLinear)]
-        self.ends, self.features = net.ends, len(net.ends[0])
-        self.degree = 0
-
-    def parameters(self) -> Tensor:
-        """Parameters ``(outputs[i], n)`` of the next column i, given those appended so far."""
-        if self.degree % self.STRIDE == 0:
-            self._look_ahead(min(self.degree + self.STRIDE, self.features) - 1)
-        return self._column()
-
-    def append(self, column: Tensor) -> None:
-        """The numbers ``(inputs[i], n)`` of the column just computed."""
-        self._know(seen(column))
-        self.degree += 1
-
-    def _until(self, layer: int, degree: int) -> int:
-        """How many units of a layer have a degree up to this one."""
-        return self.ends[layer][degree] if degree >= 0 else 0
-
-    def _settled(self, layer: int) -> int:
-        """How many units of a layer are known before the next column's own."""
-        return self._until(layer, self.degree - (layer > 0))
-
-    @abstractmethod
-    def _look_ahead(self, last: int) -> None:
-        """What units up to the degree ``last`` get from all that is known."""
-
-    @abstractmethod
-    def _column(self) -> Tensor:
-        """The next column's parameters, on the way of which its units become known."""
-
-    @abstractmethod
-    def _know(self, column: Tensor) -> None:
-        """What the first layer sees of a column."""
-
-
-class _InPlace(Walk):
-    """Without a gradient. Units that are not known yet hold what they get from those that are."""
-
-    def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
-        super().__init__(net)
-        widths = [self.layers[0].weight.shape[1], *(len(layer.weight) for layer in self.layers)]
-        self.units = [like.new_empty(width, len(like)) for width in widths]
-        if context is not None:
-            self.units[0][: len(context)] = context
-        self.start = 0
-        self.ahead: list[tuple[int, Tensor, Sequence[Tensor], Sequence[Tensor]]] = []
-
-    def _look_ahead(self, last: int) -> None:
-        self.start, self.ahead = self.degree, []
-        for i, layer in enumerate(self.layers):
-            settled, rows = self._settled(i), slice(self._until(i + 1, self.degree - 1), self._until(i + 1, last))
-            units, weight = self.units[i + 1][rows], layer.weight[rows]
-            units.copy_(layer.bias[rows, None])
-            if settled:
-                add_product(units, weight[:, :settled], self.units[i][:settled])
-            counts = [b - a for a, b in pairwise(self._until(i + 1, d) for d in range(self.degree - 1, last + 1))]
-            self.ahead.append(
-                (settled, self.units[i][settled:], units.split(counts), weight[:, settled:].split(counts))
-            )
-
-    def _column(self) -> Tensor:
-        for i, (settled, new, units, weight) in enumerate(self.ahead):
-            block, count = units[self.degree - self.start], self.ends[i][self.degree] - settled
-            if count:
-                add_product(block, weight[self.degree - self.start][:, :count], new[:count])
-            if i + 1 < len(self.layers):
-                F.silu(block, inplace=True)
-        return block
-
-    def _know(self, column: Tensor) -> None:
-        begin = self._settled(0)
-        self.units[0][begin : begin + len(column)] = column
-
-
-class _Differentiable(Walk):
-    """With a gradient: what autograd needs is not written over."""
-
-    def __init__(self, net: MaskedMLP, like: Tensor, context: Tensor | None) -> None:
-        super().__init__(net)
-        self.weights = [masked(layer.weight, layer.mask) for layer in self.layers]
-        nothing = like.new_empty(0, len(like))
-        self.known = [nothing if context is None else context, *[nothing] * (len(self.layers) - 1)]
-        self.new: list[list[Tensor]] = []
-        self.ahead: list[tuple[int, Tensor]] = []
-
-    def _look_ahead(self, last: int) -> None:
-        if self.new:
-            self.known = [torch.cat([known, *new]) for known, new in zip(self.known, self.new, strict=True)]
-        self.new, self.ahead = [[] for _ in self.layers], []
-        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
-            rows = slice(self._until(i + 1, self.degree - 1), self._until(i + 1, last))
-            ahead = torch.addmm(layer.bias[rows, None], weight[rows, : len(self.known[i])], self.known[i])
-            self.ahead.append((rows.start, ahead))
-
-    def _column(self) -> Tensor:
-        for i, ((start, ahead), weight) in enumerate(zip(self.ahead, self.weights, strict=True)):
-            rows = slice(self._until(i + 1, self.degree - 1), self._until(i + 1, self.degree))
-            new, settled = torch.cat([self.known[i][:0], *self.new[i]]), len(self.known[i])
-            own = weight[rows, settled : settled + len(new)]
-            block = torch.addmm(ahead[rows.start - start : rows.stop - start], own, new)
-            if i + 1 < len(self.layers):
-                self.new[i + 1].append(F.silu(block))
-        return block
-
-    def _know(self, column: Tensor) -> None:
-        self.new[0].append(column)

@@ -123,7 +123,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a b to ``to``, as :func:`product` computes it."""
+    """Adds a b to ``to``, by the library that :func:`product` asks."""
     (m, k), n = a.shape, b.shape[1]
     if _plain(a) and _faster(m, k, n) is not None:
         to.add_(product(a, b))

@@ -48,21 +48,20 @@ class Affine(Transform):
     def __init__(self, bound: float = 3.0) -> None:
         self.bound = bound
 
-    def _raised(self, raw: Tensor) -> Tensor:
-        """s + B = 2B·σ(2s̃/B): exact where s̃ is 0."""
-        return torch.sigmoid(raw * (2 / self.bound)) * (2 * self.bound)
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        raw, shift = parameters.unbind(-1)
+        return self.bound * _tanh(raw / self.bound), shift
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():
-            raw, shift = parameters.unbind(-1)
-            log_scale = self._raised(raw) - self.bound
+            log_scale, shift = self._split(parameters)
             return x * log_scale.exp() + shift, log_scale
         y, log_scale = _Affine.apply(x, parameters, self.bound)  # type: ignore[no-untyped-call]
         return y, log_scale
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = parameters.unbind(-1)
-        log_slope = self.bound - self._raised(raw)
+        log_scale, shift = self._split(parameters)
+        log_slope = -log_scale
         return (y - shift) * log_slope.exp(), log_slope
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,10 +30,6 @@ SCORE_FIELDS = (
     pa.field("status", pa.string()),
     pa.field("log_prob_error", pa.float64()),
 )
-
-
-MANY = 100  # rows that say whether a file's rows are like those of the fit
-USUAL = 1 / 4  # the share of them that is as usual as the more usual half of held-out rows, if they are
 
 
 @dataclass(frozen=True)
@@ -75,49 +70,6 @@ def threshold(held_out: NDArray[np.float64], alpha: float) -> float:
     """
     k = math.floor(alpha * (1 + len(held_out)) + 1e-9)
     return math.inf if k < 1 else float(np.nextafter(held_out[-k], math.inf))
-
-
-class FalseDiscoveries:
-    """Which p-values to flag so that at most a share ``q`` of the flagged is expected to be normal (Benjamini &
-    Hochberg 1995), from counts of distinct p-values: there are no more of those than held-out rows.
-
-    Conformal p-values that share their held-out rows depend on each other in the way that keeps this valid (Bates et
-    al. 2023, theorem 2). It supposes normal rows like those of the fit. Where all rows seem odd, what is normal has
-    changed, unless most are anomalies: of many rows at least half are taken for normal, and their p-values are raised
-    to the power a ≤ 1 that makes these as usual as held-out rows (the empirical null of Efron 2004; by a quantile,
-    as the genomic control of Devlin & Roeder 1999). No p-value becomes smaller, so fewer are flagged, never more.
-    """
-
-    def __init__(self, q: float) -> None:
-        self.q = q
-        self.counts: Counter[float] = Counter()
-
-    def add(self, p_value: NDArray[np.float64]) -> None:
-        """Count p-values; NaN, a row without one, is no test."""
-        values, counts = np.unique(p_value[~np.isnan(p_value)], return_counts=True)
-        self.counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-
-    def level(self) -> Level:
-        """Flags p-values up to the greatest p with pᵃ ≤ q·#{p-values ≤ p}/#{p-values}; none, where there is no such."""
-        tests, below, alpha = self.counts.total(), 0, 0.0
-        power = self._power(tests)
-        for p in sorted(self.counts):
-            below += self.counts[p]
-            if p**power * tests <= self.q * below:
-                alpha = p
-        return Level(alpha=alpha)
-
-    def _power(self, tests: int) -> float:
-        """The a with which a quarter of the p-values, half of the normal rows', is above ½; 1 where it is so already.
-
-        With u the p-value that a quarter is at or above, uᵃ = ½.
-        """
-        above = 0
-        for p in sorted(self.counts, reverse=True):
-            above += self.counts[p]
-            if above >= USUAL * tests:
-                return 1.0 if tests < MANY or p > 0.5 else math.log(0.5) / math.log(p)
-        return 1.0
 
 
 def final_status(rows: Rows, log_prob: NDArray[np.float64]) -> NDArray[np.int8]:

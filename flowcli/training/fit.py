@@ -208,10 +208,8 @@ def _further(prepared: Prepared, first: Trainer, stopped: Callable[[], bool]) ->
         try:
             counters = trainer.run(stopped=stopped).counters
         except Diverged:
-            first.progress.say(
-                f"fit {number}/{len(prepared.splits) + 1}, which holds out other rows, is left out: its "
-                "loss did not stay finite"
-            )
+            first.progress.say(f"fit {number}/{len(prepared.splits) + 1} did not stay finite, and is left out")
+            first.clock.lap("other")
             continue
         other.flow.to("cpu").zero_grad()
         if first.group.first:

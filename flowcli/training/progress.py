@@ -21,7 +21,7 @@ class Evaluation:
 
 
 class Progress:
-    """Hears what happens during a fit. This one keeps quiet; the command line has one that prints."""
+    """Hears what happens during a fit. This one keeps quiet; the command line's print."""
 
     def begin(self, epochs: int, steps: int, parameters: int, rows: int, held_out: int, device: str) -> None:
         """Training starts: ``steps`` an epoch, ``rows`` to learn from."""

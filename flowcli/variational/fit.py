@@ -36,11 +36,11 @@ def fit(
     run: str | pathlib.Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Posterior:
     """Fit a recipe with a target. Its code is run only if ``allow_code``; ``run`` is a folder to write. ``say`` hears
-    how it goes, ``warn`` what a user should know of its end.
+    how it goes, ``warn``, or ``say`` too, what a user should know.
 
     Raises UsageError, DataError or TrainingError, with a sentence for the user, and Stopped when ``stopped`` says so.
     """
@@ -51,7 +51,7 @@ def fit(
     record = Run.create(pathlib.Path(run), force) if run is not None else None
     began = time.monotonic()
     try:
-        posterior, evaluations = fitted(recipe, density, known, say, warn, stopped)
+        posterior, evaluations = fitted(recipe, density, known, say, warn or say, stopped)
         if record is None:
             return posterior
         posterior.save(record.folder / MODEL_FILE)
