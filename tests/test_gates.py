@@ -102,9 +102,9 @@ def test_a_level_that_no_p_value_reaches_is_said(folder: Path) -> None:
 def test_rows_of_another_kind_are_said(folder: Path) -> None:
     new = pd.read_csv(folder / "new.csv")
     for shift, words in ((0.0, None), (0.5, None), (2.5, "of another kind than the rows of the fit")):
-        (new + shift * np.array([1, -1])).to_csv(folder / "shifted.csv", index=False)
+        (new + shift * np.array([1, -1])).to_parquet(folder / "shifted.parquet", index=False)
         for output in (("scores.csv", "--force"), (f"scores-{shift}", "--shard", "0/1")):
-            done = flowcli("score", "run", "shifted.csv", "-o", *output, cwd=folder)
+            done = flowcli("score", "run", "shifted.parquet", "-o", *output, cwd=folder)
             assert done.returncode == 0
             assert (words in done.stderr) if words else ("kind" not in done.stderr)
 

@@ -107,8 +107,9 @@ def _onednn() -> Callable[..., Tensor] | None:
 
 
 ONEDNN = _onednn()
-# Weights from which on stairs pay; with oneDNN more, which cannot write into a part of a result.
-WIDE = 1 << 15 if ONEDNN is None else 1 << 17
+# Weights from which on stairs pay: of MKL in one thread, and else. Threads that share a step get too little each, and
+# oneDNN cannot write into a part of a result.
+WIDE, WIDER = 1 << 15, 1 << 17
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -193,7 +194,9 @@ OPAQUE = {
 def _stairs(layer: Layer, x: Tensor) -> Stairs:
     """Those along which the layer's products with ``x`` ``(units, n)`` go: its own, where these are large."""
     m, k = layer.weight.shape
-    pays = x.device.type == "cpu" and m * k >= WIDE and m * k * x.shape[1] >= LARGE
+    shared = torch.compiler.is_compiling() or torch.get_num_threads() > 1  # for what is compiled cannot ask
+    wide = WIDER if shared or ONEDNN is not None else WIDE
+    pays = x.device.type == "cpu" and m * k >= wide and m * k * x.shape[1] >= LARGE
     return layer.stairs if layer.stairs and pays else Stairs([m], [k])
 
 
