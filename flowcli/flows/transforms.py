@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -130,14 +131,12 @@ class Spline(Transform):
         return tuple(found)
 
     def _bend(self, x: Tensor, chosen_bin: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
-        x0, w, y0, h, left, right, chosen = chosen_bin
+        x0, w, y0, h, left, right = chosen_bin
         # Points in the tails are computed at the middle of the box and replaced at the end, so no branch sees a value
         # or a gradient it cannot bear.
         inside = x.abs() < self.box
         point = torch.where(inside, x, torch.zeros_like(x))
-        # At the box's ends the slope is 1.
-        d0 = torch.where(chosen == 0, 1.0, self.MIN_SLOPE + F.softplus(left + self.slope_shift))
-        d1 = torch.where(chosen == self.bins - 1, 1.0, self.MIN_SLOPE + F.softplus(right + self.slope_shift))
+        d0, d1 = (self.MIN_SLOPE + F.softplus(raw + self.slope_shift) for raw in (left, right))
         s = h / w  # the bin's mean slope
         total = d0 + d1 - 2 * s
         if inverse:
@@ -155,12 +154,16 @@ class Spline(Transform):
             out = x0 + theta * w
         else:
             theta = ((point - x0) / w).clamp(0, 1)
-            out = y0 + h * (s * theta.square() + d0 * theta * (1 - theta)) / (s + total * theta * (1 - theta))
-        # Equation 5. Numerator and denominator are sums of positive terms: s, d0, d1 > 0 and 0 ≤ θ ≤ 1, and
+        rest, square = 1 - theta, theta.square()
+        product = theta * rest
+        # Numerator and denominator are sums of positive terms: s, d0, d1 > 0 and 0 ≤ θ ≤ 1, and
         # s + (d0 + d1 − 2s)·θ(1−θ) ≥ s·(1 − 2θ(1−θ)) ≥ s/2.
-        product = theta * (1 - theta)
-        numerator = d1 * theta.square() + 2 * s * product + d0 * (1 - theta).square()
-        log_slope = 2 * s.log() + numerator.log() - 2 * (s + total * product).log()
+        denominator = s + total * product
+        if not inverse:
+            out = y0 + h * (s * square + d0 * product) / denominator
+        # Equation 5, in an order in which no factor leaves the range of numbers: the first is 2s at most.
+        numerator = d1 * square + 2 * s * product + d0 * rest.square()
+        log_slope = (s * (s / denominator) * (numerator / denominator)).log()
         if inverse:
             log_slope = -log_slope
         return torch.where(inside, out, x), torch.where(inside, log_slope, torch.zeros_like(x))
@@ -168,8 +171,8 @@ class Spline(Transform):
 
 class _Bin(torch.autograd.Function):
     """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges and sizes
-    x₀, w, y₀, h, the raw slopes at both ends, and its number. Before them, the point that the affine map takes x to,
-    and its log-slope; for ``inverse``, x itself.
+    x₀, w, y₀, h, and the raw slopes at both ends, which are 0 at the box's, where the slope is 1. Before them, the
+    point that the affine map takes x to, and its log-slope; for ``inverse``, x itself.
 
     Sizes are shares of the box from a softmax, edges their cumulative sums. Only a bin's own numbers are computed
     further, and their gradients go back in one step: a size takes the gradient of x₀ where it is before the bin, and
@@ -180,33 +183,34 @@ class _Bin(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, parameters: Tensor, spline: Spline, inverse: bool) -> tuple[Tensor, ...]:
         rows = parameters.movedim(-1, 0).contiguous()
         bins, bound = spline.bins, spline.affine.bound
-        raw, shift, widths, heights, slopes = rows.split([1, 1, bins, bins, bins - 1])
+        raw, shift, widths_and_heights, slopes = rows.split([1, 1, 2 * bins, bins - 1])
         bent = _tanh(raw[0] / bound)
         log_scale = bound * bent
         scale = log_scale.exp()
         y = x.clone() if inverse else torch.addcmul(shift[0], x, scale)
         point = torch.where(y.abs() < spline.box, y, torch.zeros_like(y))
         floor, free = 2 * spline.box * spline.MIN_BIN, 2 * spline.box * (1 - spline.MIN_BIN * bins)
-        shares = [F.softmax(part, 0) for part in (widths, heights)]
-        sizes = [(free * share).add_(floor) for share in shares]
-        edges = [part.cumsum(0).sub_(spline.box) for part in sizes]  # right ones
-        chosen = (point >= edges[int(inverse)][:-1]).sum(0, keepdim=True)
-        left, right = (chosen - 1).clamp_(min=0), chosen.clamp(max=bins - 2)
-        found = []
-        for part, edge in zip(sizes, edges, strict=True):
-            found += [torch.where(chosen == 0, -spline.box, edge.gather(0, left)), part.gather(0, chosen)]
-        found += [slopes.gather(0, left), slopes.gather(0, right)]
-        ctx.save_for_backward(x, bent, scale, chosen, left, right, *shares)
+        shares = F.softmax(widths_and_heights.unflatten(0, (2, bins)), 1)
+        sizes = (free * shares).add_(floor)
+        # By additions, which take a third of the time that cumsum takes along this dimension.
+        first = rows.new_full((2, *x.shape), -spline.box)
+        edges = torch.stack([*accumulate(sizes.unbind(1), initial=first)], 1)
+        chosen = (point >= edges[int(inverse), 1:-1]).sum(0, keepdim=True)
+        end = rows.new_zeros(1, *x.shape)
+        left, right = torch.cat([end, slopes, end]).gather(0, torch.cat([chosen, chosen + 1]))
+        x0, y0, w, h = (
+            part for parts in (edges, sizes) for part in parts.gather(1, chosen.expand(2, *chosen.shape))[:, 0]
+        )
+        ctx.save_for_backward(x, bent, scale, chosen, shares)
         ctx.free, ctx.inverse = free, inverse
-        ctx.mark_non_differentiable(chosen)
-        return y, log_scale, *(part[0] for part in found), chosen[0]
+        return y, log_scale, x0, w, y0, h, left, right
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, bent, scale, chosen, left, right, *shares = ctx.saved_tensors
-        grad_y, grad_log_scale, *found, _ = grads
-        bins = len(shares[0])
+        x, bent, scale, chosen, shares = ctx.saved_tensors
+        grad_y, grad_log_scale, x0, w, y0, h, left, right = grads
+        bins = shares.shape[1]
         rows = x.new_zeros(2 + 3 * bins - 1, *x.shape)
         if ctx.inverse:
             grad_x: Tensor | None = None
@@ -215,13 +219,12 @@ class _Bin(torch.autograd.Function):
             rows[0] = torch.addcmul(grad_log_scale, grad_x, x).mul_(1 - bent.square())
             rows[1] = grad_y
         number = torch.arange(bins, device=x.device).view(-1, *[1] * x.ndim)
-        before, own, zero = number < chosen, number == chosen, x.new_zeros(())
-        for i, share in enumerate(shares):
-            # Of a softmax p: p·(g − Σ p g).
-            weighted = torch.where(before, found[2 * i], torch.where(own, found[2 * i + 1], zero)).mul_(share)
-            raw = torch.addcmul(weighted, share, weighted.sum(0), value=-1)
-            torch.mul(raw, ctx.free, out=rows[2 + i * bins : 2 + (i + 1) * bins])
-        slopes = rows[2 + 2 * bins :]
-        slopes.scatter_add_(0, left, found[4][None])
-        slopes.scatter_add_(0, right, found[5][None])
+        own = torch.where(number == chosen, torch.stack([w, h])[:, None], x.new_zeros(()))
+        # Of a softmax p: p·(g − Σ p g).
+        weighted = torch.where(number < chosen, torch.stack([x0, y0])[:, None], own).mul_(shares)
+        raw = torch.addcmul(weighted, shares, weighted.sum(1, keepdim=True), value=-1)
+        torch.mul(raw, ctx.free, out=rows[2 : 2 + 2 * bins].unflatten(0, (2, bins)))
+        slopes = x.new_zeros(bins + 1, *x.shape)
+        slopes.scatter_(0, torch.cat([chosen, chosen + 1]), torch.stack([left, right]))
+        rows[2 + 2 * bins :] = slopes[1:-1]
         return grad_x, rows.movedim(0, -1), None, None
