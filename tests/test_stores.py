@@ -123,7 +123,7 @@ def test_shards_write_to_a_store(store: Store) -> None:
     again = ("--keep", "id", "--shard", "0/2")
     store.client.put_object(Bucket="lake", Key="scores/part-00000002.parquet", Body=b"damaged")
     done = store.flowcli(*SCORE, "s3://lake/lake", "-o", "s3://lake/scores", *again)
-    assert "1 parts written, 4 were done; all 9 are there" in done.stderr
+    assert "1 part written, 4 were done; all 9 are there" in done.stderr
     assert json.loads(store.read("scores/_SUCCESS.json"))["rows"] == pq.read_table(store.folder / "local").num_rows
     store.succeed("sample", "s3://lake/model.safetensors", "-n", "10", "-o", "s3://lake/drawn", "--shard", "0/1")
     assert table_of(store, "drawn/part-00000000.parquet").num_rows == 10
