@@ -66,7 +66,7 @@ RELU = " ReLU"
 ROWS, FEW = 4096, 256  # of a density and of draws; with --quick
 RATIOS = [f"{name} {ratio}" for ratio in ("ratio", "relu_ratio") for name in OURS]
 CLIP = 5.0  # of the gradient, as `fit` has it
-FEWEST, MOST = 3, 101  # rounds
+FEWEST, MOST = 3, 101  # rounds; with --quick one is enough of what is slow
 WIDEST = 64  # columns up to which peers, which take a pass for each, are let draw
 TURN, CALLS = 0.02, 3  # seconds of a turn, and the calls that it has at least
 SLOW = 0.5  # seconds of a call that is a turn by itself
@@ -98,14 +98,11 @@ def moved(module: nn.Module) -> nn.Module:
 def check(contender: Contender, features: int) -> float:
     """The largest error of a log-density in float64 against autograd's Jacobian, and of our draws' against theirs."""
     contender.module.double().eval()
-    x = torch.randn(CHECKED, features, dtype=torch.float64)
-    expected = []
-    for row in x:
-        jacobian = torch.autograd.functional.jacobian(lambda v: contender.latent(v[None])[0], row)
-        z = contender.latent(row[None])[0].detach()
-        base = torch.distributions.Normal(0, 1).log_prob(z).sum()
-        expected.append(base + torch.linalg.slogdet(jacobian).logabsdet)
-    errors = [(contender.log_prob(x) - torch.stack(expected)).abs().max()]
+    x = torch.randn(CHECKED, features, dtype=torch.float64, requires_grad=True)
+    z = contender.latent(x)
+    jacobian = torch.stack([torch.autograd.grad(part.sum(), x, retain_graph=True)[0] for part in z.unbind(1)], 1)
+    expected = torch.distributions.Normal(0, 1).log_prob(z).sum(1) + torch.linalg.slogdet(jacobian).logabsdet
+    errors = [(contender.log_prob(x) - expected).abs().max()]
     if isinstance(contender.module, Flow):
         z = torch.randn(64, features, dtype=torch.float64)
         drawn, log_det = contender.module.bijection.inverse(z)
@@ -159,7 +156,9 @@ def weights(flow: Flow) -> tuple[int, int]:
     return sum(kept), kept[0]
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], seconds: float, alone: Sequence[str] = ()) -> dict[str, float]:
+def interleaved(
+    calls: dict[str, Callable[[], Any]], seconds: float, alone: Sequence[str] = (), fewest: int = FEWEST
+) -> dict[str, float]:
     """Median seconds of each, in rounds that alternate between them; of those ``alone``, in one thread."""
 
     def turn(name: str, times: int) -> float:
@@ -174,7 +173,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], seconds: float, alone: Sequ
         turns[name] = 1 if once > SLOW else max(CALLS, round(TURN / once))
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
-    while len(next(iter(times.values()))) < FEWEST or (
+    while len(next(iter(times.values()))) < fewest or (
         time.perf_counter() - began < seconds * len(calls) and len(next(iter(times.values()))) < MOST
     ):
         for name in calls:
@@ -228,7 +227,8 @@ def measure(shape: Shape, seconds: float, quick: bool) -> dict[str, Any]:
         ("log_prob", density, rows, kept),
         ("sample", draws, rows, kept),
     ):
-        found = interleaved({**calls, "matmul": matmul(n)}, seconds, alone if calls is training else ())
+        one_thread = alone if calls is training else ()
+        found = interleaved({**calls, "matmul": matmul(n)}, seconds, one_thread, 1 if quick else FEWEST)
         floor = found.pop("matmul") / (4 * side**2) * products
         out[what] = {
             "rows_per_second": {name: n / t for name, t in found.items()},
