@@ -82,11 +82,10 @@ class InPlace(Walk):
         self.units = [like.new_empty(layer.weight.shape[1], len(like)) for layer in layers]  # what each layer sees
         if context is not None:
             self.units[0][: len(context)] = context
-        self.start = 0
         self.ahead: list[_Ahead] = []
 
     def _look_ahead(self, last: int) -> None:
-        self.start, self.ahead = self.degree, []
+        self.ahead = []
         for i, layer in enumerate(self.layers):
             settled, rows = self._settled(i), slice(self._until(i + 1, self.degree - 1), self._until(i + 1, last))
             known, weight = self.units[i], layer.weight[rows]
@@ -100,7 +99,7 @@ class InPlace(Walk):
             self.ahead.append(_Ahead(settled, known[settled:], units.split(counts), weight[:, settled:].split(counts)))
 
     def _column(self) -> Tensor:
-        place = self.degree - self.start
+        place = self.degree % self.STRIDE
         for i, ahead in enumerate(self.ahead):
             block, count = ahead.blocks[place], self.ends[i][self.degree] - ahead.settled
             if count:
