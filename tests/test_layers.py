@@ -207,10 +207,12 @@ def test_products_of_any_size_and_layout(
     torch.manual_seed(0)
     a = {"rows": torch.randn(m, k), "columns": torch.randn(k, m).T, "a part": torch.randn(m, k + 9)[:, :k]}[laid]
     for b in (torch.randn(k, n), torch.randn(n, k).T):
-        out = torch.full((m, n + 3), torch.nan)[:, :n]
-        for found in (product(a, b), product(a, b, out), out):
+        out, bias = torch.full((m, n + 3), torch.nan)[:, :n], torch.randn(m)
+        for found, added in ((product(a, b), 0 * bias), (product(a, b, bias), bias), (product(a, b, bias, out), bias)):
             assert found.shape == (m, n)
-            assert torch.allclose(found.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+            expected = a.double() @ b.double() + added[:, None]
+            assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-4)
+        assert torch.equal(out, found)
 
 
 @pytest.mark.parametrize("library", [None, ONEDNN])

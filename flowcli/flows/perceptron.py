@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SEEN = 3.0  # R of :func:`seen`
+FEW = 1 << 10  # numbers up to which torch's asinh, one by one, takes less time than a formula of many operations
 LARGE, THIN = 1 << 20, 3  # products, and numbers along a side, from which on the choice of a library matters
 HEAVY = 1 << 22  # products worth the 30 µs that torch.compile takes for a call that it does not see
 
@@ -47,25 +48,43 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
         parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
         out: Tensor = _Perceptron.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
         return out
-    x, _ = _seen(x)
-    return _affine(layers[-1], _hidden(x, layers[:-1]))
+    x = seen(x)
+    pieces = [_affine(layers[-1], _hidden(piece, layers[:-1])) for piece in x.split(_piece(x, layers), 1)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def _piece(x: Tensor, layers: Sequence[Layer]) -> int:
+    """How many rows of ``x (units, n)`` go through all layers before the next ones do."""
+    wide = max(layer.weight.numel() for layer in layers) >= WIDER
+    return PIECE if wide and ONEDNN is None and _plain(x) else max(x.shape[1], 1)
 
 
 def _hidden(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The hidden units ``(units, n)``, of which no gradient is asked."""
-    if any(len(_stairs(layer, x).rows) > 1 for layer in layers):
+    if ONEDNN is not None and any(len(_stairs(layer, x).rows) > 1 for layer in layers):
         for layer in layers:
             x = F.silu(_affine(layer, x), inplace=True)
         return x
-    # Where rows come first, a library adds the bias to what it has just computed, and oneDNN takes the SiLU of it.
+    # Where rows come first, MKL's stairs are faster and oneDNN takes the SiLU of what it has just computed.
     x = x.T
     for layer in layers:
-        x = x.contiguous()
         if ONEDNN is None or not _plain(x):
-            x = F.silu(F.linear(x, layer.weight, layer.bias), inplace=True)
+            x = F.silu(_linear(layer, x), inplace=True)
         else:
-            x = ONEDNN(x, layer.weight, layer.bias, "swish", [], "")
+            x = ONEDNN(x.contiguous(), layer.weight, layer.bias, "swish", [], "")
     return x.T
+
+
+def _linear(layer: Layer, x: Tensor) -> Tensor:
+    """W x + b, from rows ``(n, k)`` to ``(n, m)``."""
+    rows, columns = _stairs(layer, x.T)
+    if len(rows) == 1:
+        return F.linear(x, layer.weight, layer.bias)
+    found = x.new_empty(len(x), len(layer.weight))
+    for row, column in _steps(rows, columns):
+        live = slice(column.stop)
+        torch.addmm(layer.bias[row], x[:, live], layer.weight[row, live].T, out=found[:, row])
+    return found
 
 
 def seen(x: Tensor) -> Tensor:
@@ -74,7 +93,7 @@ def seen(x: Tensor) -> Tensor:
     A network grows linearly with its inputs. Through a stack of layers a row far out would grow geometrically, and its
     loss with it. Near the data this is the identity; far out, a logarithm. It is one-to-one: nothing is lost.
     """
-    return SEEN * torch.asinh(x / SEEN) if torch.is_grad_enabled() else _seen(x)[0]
+    return SEEN * torch.asinh(x / SEEN) if torch.is_grad_enabled() or x.numel() <= FEW else _seen(x)[0]
 
 
 def masked(weight: Tensor, mask: Tensor) -> Tensor:
@@ -91,7 +110,7 @@ def _seen(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     a = (x / SEEN).abs_()
     r = torch.hypot(a, a.new_ones(()))
-    return torch.copysign((a / (r + 1)).mul_(a).add_(a).log1p_().mul_(SEEN), x), r
+    return torch.copysign(torch.addcmul(a, a, a / (r + 1)).log1p_().mul_(SEEN), x), r
 
 
 def _onednn() -> Callable[..., Tensor] | None:
@@ -110,17 +129,24 @@ ONEDNN = _onednn()
 # Weights from which on stairs pay: of MKL in one thread, and else. Threads that share a step get too little each, and
 # oneDNN cannot write into a part of a result.
 WIDE, WIDER = 1 << 15, 1 << 17
+PIECE = 1024  # rows that go through wide layers together: what they give stays in the caches
+SHARED, APART = 256, 16  # numbers: such multiples share places of the caches, and what keeps them from it
 
 
-def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a b of ``(m, k)`` and ``(k, n)``, b or its transpose contiguous; into ``out``, if given. By the library that is
-    the faster for such matrices."""
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """a b of ``(m, k)`` and ``(k, n)``, b or its transpose contiguous, plus a ``bias (m,)`` for all columns; into
+    ``out``, if given. By the library that is the faster for such matrices."""
     (m, k), n = a.shape, b.shape[1]
     faster = _faster(m, k, n)
-    if faster is None or not _plain(a):
+    if faster is not None and _plain(a):
+        found = faster(a.contiguous(), b.T, None, "none", [], "")
+        if bias is not None:
+            found.add_(bias[:, None])
+        return found if out is None else out.copy_(found)
+    if bias is None:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    found = faster(a.contiguous(), b.T, None, "none", [], "")
-    return found if out is None else out.copy_(found)
+    bias = bias[:, None]
+    return torch.addmm(bias, a, b) if out is None else torch.addmm(bias, a, b, out=out)
 
 
 def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
@@ -130,6 +156,14 @@ def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
         to.add_(product(a, b))
     else:
         to.addmm_(a, b)
+
+
+def room(units: int, like: Tensor) -> Tensor:
+    """For so many units ``(units, n)`` of rows like these n, to be written. Many units whose numbers begin a power of
+    two bytes after one another's share few places of the caches; but oneDNN takes only what lies together."""
+    n = len(like)
+    apart = APART if ONEDNN is None and n % SHARED == 0 else 0
+    return like.new_empty(units, n + apart)[:, :n]
 
 
 def _faster(m: int, k: int, n: int) -> Callable[..., Tensor] | None:
@@ -147,13 +181,13 @@ def _steps(rows: list[int], columns: list[int]) -> Iterator[tuple[slice, slice]]
     return zip((slice(*p) for p in pairwise([0, *rows])), (slice(*p) for p in pairwise([0, *columns])), strict=True)
 
 
-def _up(weight: Tensor, x: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-    """W x."""
+def _up(weight: Tensor, x: Tensor, bias: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """W x + b."""
     if len(rows) == 1:
-        return product(weight, x)
+        return product(weight, x, bias)
     x, found = x.contiguous(), x.new_empty(len(weight), x.shape[1])
     for row, column in _steps(rows, columns):
-        product(weight[row, : column.stop], x[: column.stop], found[row])
+        product(weight[row, : column.stop], x[: column.stop], bias[row], found[row])
     return found
 
 
@@ -163,7 +197,7 @@ def _down(weight: Tensor, grad: Tensor, rows: list[int], columns: list[int]) -> 
         return product(weight.T, grad)
     found = grad.new_zeros(weight.shape[1], grad.shape[1])
     for row, column in _steps(rows, columns):
-        product(weight[row.start :, column].T, grad[row.start :], found[column])
+        add_product(found[column], weight[row.start :, column].T, grad[row.start :])
     return found
 
 
@@ -173,14 +207,14 @@ def _outer(grad: Tensor, x: Tensor, rows: list[int], columns: list[int]) -> Tens
         return product(grad, x.T)
     found = grad.new_zeros(len(grad), len(x))
     for row, column in _steps(rows, columns):
-        product(grad[row], x[: column.stop].T, found[row, : column.stop])
+        add_product(found[row, : column.stop], grad[row], x[: column.stop].T)
     return found
 
 
 def _opaque(plain: Callable[..., Tensor], shape: Callable[[Tensor, Tensor], tuple[int, int]]) -> Callable[..., Tensor]:
     """``plain`` as an operator that torch.compile calls as it is."""
     custom = torch.library.custom_op(f"flowcli::{plain.__name__[1:]}", plain, mutates_args=())
-    custom.register_fake(lambda a, b, rows, columns: a.new_empty(shape(a, b)))
+    custom.register_fake(lambda a, b, *_: a.new_empty(shape(a, b)))
     return custom
 
 
@@ -200,17 +234,17 @@ def _stairs(layer: Layer, x: Tensor) -> Stairs:
     return layer.stairs if layer.stairs and pays else Stairs([m], [k])
 
 
-def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor) -> Tensor:
+def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, *more: Tensor) -> Tensor:
     """One of the three products of a layer, with b ``(units, n)``: along its stairs, where it is large."""
     stairs, (m, k) = _stairs(layer, b), layer.weight.shape
     # What is one product of torch's own stays visible to the compiler, which takes it together with what is around it.
     opaque = len(stairs.rows) > 1 or _faster(m, k, b.shape[1]) is not None
     call = OPAQUE[plain] if opaque and torch.compiler.is_compiling() else plain
-    return call(a, b, *stairs)
+    return call(a, b, *more, *stairs)
 
 
 def _affine(layer: Layer, x: Tensor) -> Tensor:
-    return _along(_up, layer, layer.weight, x).add_(layer.bias[:, None])
+    return _along(_up, layer, layer.weight, x, layer.bias)
 
 
 class _Perceptron(torch.autograd.Function):

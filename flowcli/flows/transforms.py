@@ -32,12 +32,6 @@ class Transform(ABC):
         """Latent to data."""
 
 
-def _tanh(x: Tensor) -> Tensor:
-    """tanh x = 2σ(2x) − 1: exact at 0, and elsewhere to an ulp of 1. torch's sigmoid takes a seventh of its tanh's
-    time."""
-    return 2 * torch.sigmoid(2 * x) - 1
-
-
 class Affine(Transform):
     """y = x·exp(s) + t, with s = B·tanh(s̃/B) bounded smoothly by B = ``bound``.
 
@@ -49,34 +43,38 @@ class Affine(Transform):
     def __init__(self, bound: float = 3.0) -> None:
         self.bound = bound
 
-    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = parameters.unbind(-1)
-        return self.bound * _tanh(raw / self.bound), shift
-
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
-            log_scale, shift = self._split(parameters)
-            return x * log_scale.exp() + shift, log_scale
         y, log_scale = _Affine.apply(x, parameters, self.bound)  # type: ignore[no-untyped-call]
         return y, log_scale
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._split(parameters)
-        log_slope = -log_scale
+        raw, shift = parameters.unbind(-1)
+        log_slope = _bounded(_bent(-raw, self.bound), self.bound)  # −s, as tanh is odd
         return (y - shift) * log_slope.exp(), log_slope
+
+
+def _bent(raw: Tensor, bound: float) -> Tensor:
+    """σ(2s̃/B), of which :func:`_bounded` is B·tanh(s̃/B)."""
+    return torch.sigmoid(raw * (2 / bound))
+
+
+def _bounded(bent: Tensor, bound: float) -> Tensor:
+    """B·(2σ − 1): 0 at σ = 1/2 exactly, and elsewhere to an ulp of B. torch's sigmoid takes a seventh of its tanh's
+    time."""
+    return 2 * bound * bent - bound
 
 
 class _Affine(torch.autograd.Function):
     """:class:`Affine`'s forward as one node for autograd.
 
-    With e = exp(s): dy = e·dx + x·e·ds + dt and ds = (1 − tanh²)·ds̃.
+    With e = exp(s): dy = e·dx + x·e·ds + dt and ds = 4σ(1 − σ)·ds̃.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parameters: Tensor, bound: float) -> tuple[Tensor, Tensor]:
         raw, shift = parameters.unbind(-1)
-        bent = _tanh(raw / bound)
-        log_scale = bound * bent
+        bent = _bent(raw, bound)
+        log_scale = _bounded(bent, bound)
         scale = log_scale.exp()
         ctx.save_for_backward(x, parameters, bent, scale)
         return torch.addcmul(shift, x, scale), log_scale
@@ -86,7 +84,7 @@ class _Affine(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, grad_log_scale: Tensor) -> tuple[Tensor, Tensor, None]:
         x, parameters, bent, scale = ctx.saved_tensors
         grad_x, grad = grad_y * scale, torch.empty_like(parameters)  # laid out as they are
-        grad[..., 0] = torch.addcmul(grad_log_scale, grad_x, x).mul_(1 - bent.square())
+        grad[..., 0] = torch.ops.aten.sigmoid_backward(torch.addcmul(grad_log_scale, grad_x, x), bent).mul_(4)
         grad[..., 1] = grad_y
         return grad_x, grad, None
 
@@ -118,7 +116,7 @@ class Spline(Transform):
         return z, log_slope + log_bend
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        _, _, *chosen = self._chosen(y, parameters, inverse=True)
+        chosen = self._chosen(y, parameters, inverse=True)
         z, log_bend = self._bend(y, chosen, inverse=True)
         x, log_slope = self.affine.inverse(z, parameters[..., :2])
         return x, log_slope + log_bend
@@ -171,8 +169,8 @@ class Spline(Transform):
 
 class _Bin(torch.autograd.Function):
     """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges and sizes
-    x₀, w, y₀, h, and the raw slopes at both ends, which are 0 at the box's, where the slope is 1. Before them, the
-    point that the affine map takes x to, and its log-slope; for ``inverse``, x itself.
+    x₀, w, y₀, h, and the raw slopes at both ends, which are 0 at the box's, where the slope is 1. But for ``inverse``,
+    which has the point, before them the point that the affine map takes x to, and its log-slope.
 
     Sizes are shares of the box from a softmax, edges their cumulative sums. Only a bin's own numbers are computed
     further, and their gradients go back in one step: a size takes the gradient of x₀ where it is before the bin, and
@@ -184,10 +182,13 @@ class _Bin(torch.autograd.Function):
         rows = parameters.movedim(-1, 0).contiguous()
         bins, bound = spline.bins, spline.affine.bound
         raw, shift, widths_and_heights, slopes = rows.split([1, 1, 2 * bins, bins - 1])
-        bent = _tanh(raw[0] / bound)
-        log_scale = bound * bent
-        scale = log_scale.exp()
-        y = x.clone() if inverse else torch.addcmul(shift[0], x, scale)
+        y, affine, saved = x, [], []
+        if not inverse:
+            bent = _bent(raw[0], bound)
+            log_scale = _bounded(bent, bound)
+            scale = log_scale.exp()
+            y = torch.addcmul(shift[0], x, scale)
+            affine, saved = [y, log_scale], [x, bent, scale]
         point = torch.where(y.abs() < spline.box, y, torch.zeros_like(y))
         floor, free = 2 * spline.box * spline.MIN_BIN, 2 * spline.box * (1 - spline.MIN_BIN * bins)
         shares = F.softmax(widths_and_heights.unflatten(0, (2, bins)), 1)
@@ -201,30 +202,30 @@ class _Bin(torch.autograd.Function):
         x0, y0, w, h = (
             part for parts in (edges, sizes) for part in parts.gather(1, chosen.expand(2, *chosen.shape))[:, 0]
         )
-        ctx.save_for_backward(x, bent, scale, chosen, shares)
-        ctx.free, ctx.inverse = free, inverse
-        return y, log_scale, x0, w, y0, h, left, right
+        ctx.save_for_backward(chosen, shares, *saved)
+        ctx.free = free
+        return *affine, x0, w, y0, h, left, right
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, bent, scale, chosen, shares = ctx.saved_tensors
-        grad_y, grad_log_scale, x0, w, y0, h, left, right = grads
+        chosen, shares, *saved = ctx.saved_tensors
+        *affine, x0, w, y0, h, left, right = grads
         bins = shares.shape[1]
-        rows = x.new_zeros(2 + 3 * bins - 1, *x.shape)
-        if ctx.inverse:
-            grad_x: Tensor | None = None
-        else:
+        rows = w.new_zeros(2 + 3 * bins - 1, *w.shape)
+        grad_x = None
+        if affine:
+            (grad_y, grad_log_scale), (x, bent, scale) = affine, saved
             grad_x = grad_y * scale
-            rows[0] = torch.addcmul(grad_log_scale, grad_x, x).mul_(1 - bent.square())
+            rows[0] = torch.ops.aten.sigmoid_backward(torch.addcmul(grad_log_scale, grad_x, x), bent).mul_(4)
             rows[1] = grad_y
-        number = torch.arange(bins, device=x.device).view(-1, *[1] * x.ndim)
-        own = torch.where(number == chosen, torch.stack([w, h])[:, None], x.new_zeros(()))
+        number = torch.arange(bins, device=w.device).view(-1, *[1] * w.ndim)
+        own = torch.where(number == chosen, torch.stack([w, h])[:, None], w.new_zeros(()))
         # Of a softmax p: p·(g − Σ p g).
         weighted = torch.where(number < chosen, torch.stack([x0, y0])[:, None], own).mul_(shares)
         raw = torch.addcmul(weighted, shares, weighted.sum(1, keepdim=True), value=-1)
         torch.mul(raw, ctx.free, out=rows[2 : 2 + 2 * bins].unflatten(0, (2, bins)))
-        slopes = x.new_zeros(bins + 1, *x.shape)
+        slopes = w.new_zeros(bins + 1, *w.shape)
         slopes.scatter_(0, torch.cat([chosen, chosen + 1]), torch.stack([left, right]))
         rows[2 + 2 * bins :] = slopes[1:-1]
         return grad_x, rows.movedim(0, -1), None, None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowcli.flows.perceptron import Layer, add_product, masked, seen
+from flowcli.flows.perceptron import Layer, add_product, masked, room, seen
 
 
 class Walk(ABC):
@@ -24,7 +24,7 @@ class Walk(ABC):
     product for each layer; a column then adds what became known since.
     """
 
-    STRIDE = 8
+    STRIDE = 12
 
     def __init__(self, layers: Sequence[Layer], ends: Sequence[Sequence[int]]) -> None:
         self.layers, self.ends, self.features = layers, ends, len(ends[0])
@@ -79,7 +79,7 @@ class InPlace(Walk):
         self, layers: Sequence[Layer], ends: Sequence[Sequence[int]], like: Tensor, context: Tensor | None
     ) -> None:
         super().__init__(layers, ends)
-        self.units = [like.new_empty(layer.weight.shape[1], len(like)) for layer in layers]  # what each layer sees
+        self.units = [room(layer.weight.shape[1], like) for layer in layers]  # what each layer sees
         if context is not None:
             self.units[0][: len(context)] = context
         self.ahead: list[_Ahead] = []
@@ -89,9 +89,7 @@ class InPlace(Walk):
         for i, layer in enumerate(self.layers):
             settled, rows = self._settled(i), slice(self._until(i + 1, self.degree - 1), self._until(i + 1, last))
             known, weight = self.units[i], layer.weight[rows]
-            units = (
-                self.units[i + 1][rows] if i + 1 < len(self.layers) else known.new_empty(len(weight), known.shape[1])
-            )
+            units = self.units[i + 1][rows] if i + 1 < len(self.layers) else room(len(weight), known.T)
             units.copy_(layer.bias[rows, None])
             if settled:
                 add_product(units, weight[:, :settled], known[:settled])
