@@ -8,7 +8,8 @@ DIR of ``--data`` holds ``benchmarks.py``, whose ``power()`` gives the rows: hou
 - ``flowcli score``, a process, less its start-up: the time of the same command on a file of one row;
 - ``log_prob`` of the same rows, encoded beforehand, in the chunks that ``score`` uses: with torch's own threads within
   each chunk, and with a chunk in each thread, as ``score`` does it;
-- ``zuko_score.py``, a process, less its start-up likewise.
+- ``zuko_score.py``, a process, less its start-up likewise: with zuko's own ReLU, and with SiLU as ours, which makes
+  densities smooth and takes several times as long.
 
 Prints medians and the medians of the rounds' ratios, then how ``score`` grows with the rows (10⁵, 10⁶, with ``--long``
 10⁷), and writes ``results/pipeline.json``. Needs the ``bench`` extra.
@@ -39,6 +40,7 @@ from tests.benchmarks.power import write_tables
 from tests.benchmarks.zuko_score import new_flow
 
 RESULTS = Path(__file__).parent / "results" / "pipeline.json"
+ACTIVATIONS = ("ReLU", "SiLU")  # of zuko's script
 
 
 def table_of(work: Path, rows: int) -> Path:
@@ -51,12 +53,14 @@ def table_of(work: Path, rows: int) -> Path:
     return path
 
 
-def write_zuko(path: Path, data: Path) -> None:
-    """What ``zuko_score.py`` needs: a flow as it begins, which takes as long as one that has learned."""
+def write_zuko(work: Path, data: Path) -> None:
+    """What ``zuko_score.py`` needs: flows as they begin, which take as long as those that have learned."""
     rows = torch.tensor(pq.read_table(data).to_pandas().to_numpy("float32"))
-    torch.manual_seed(0)
-    stored = {"flow": new_flow(rows.shape[1]).state_dict(), "mean": rows.mean(0), "deviation": rows.std(0)}
-    torch.save(stored, path)
+    for activation in ACTIVATIONS:
+        torch.manual_seed(0)
+        state = new_flow(rows.shape[1], activation).state_dict()
+        stored = {"activation": activation, "flow": state, "mean": rows.mean(0), "deviation": rows.std(0)}
+        torch.save(stored, work / f"{activation}.pt")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -75,8 +79,8 @@ def score(work: Path, data: Path) -> float:
     return process("flowcli", "score", work / "run", data, "-o", work / "scores.parquet", "--force")
 
 
-def zuko(work: Path, data: Path) -> float:
-    return process("tests.benchmarks.zuko_score", work / "zuko.pt", data, work / "zuko.parquet")
+def zuko(work: Path, data: Path, activation: str) -> float:
+    return process("tests.benchmarks.zuko_score", work / f"{activation}.pt", data, work / "zuko.parquet")
 
 
 def densities(model: Model, data: Path) -> dict[str, Callable[[], object]]:
@@ -110,18 +114,19 @@ def main() -> None:
     if not (work / "run" / "run.json").exists():
         few = table_of(work, 200_000)
         process("flowcli", "fit", "maf-affine", few, "-o", work / "run", "--force", "-s", "train.epochs=1")
-    write_zuko(work / "zuko.pt", table_of(work, 100_000))
+    write_zuko(work, table_of(work, 100_000))
     bytes(31 << 20)  # as the command does, so that what is freed is kept here too
     alone = densities(Model.load(work / "run"), data)
 
     rounds: list[dict[str, float]] = []
     for _ in range(options.rounds):
-        start_up = {"score": score(work, one), "zuko": zuko(work, one)}
+        start_up = {"score": score(work, one), "zuko": zuko(work, one, ACTIVATIONS[0])}
         found = {"score": score(work, data) - start_up["score"]}
         found |= {name: seconds(way) for name, way in alone.items()}
-        found["zuko"] = zuko(work, data) - start_up["zuko"]
+        for name in ACTIVATIONS:
+            found[f"zuko, {name}"] = zuko(work, data, name) - start_up["zuko"]
         rounds.append(found | {f"start-up of {name}": value for name, value in start_up.items()})
-    names = ["score", *alone, "zuko"]
+    names = ["score", *alone, *(f"zuko, {name}" for name in ACTIVATIONS)]
     medians = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
     ratios = {name: statistics.median(found[name] / found["score"] for found in rounds) for name in names[1:]}
     print(f"{options.rows:,} rows, medians of {options.rounds} rounds; start-up taken off")

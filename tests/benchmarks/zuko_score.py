@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.zuko_score WEIGHTS DATA OUT
 
-WEIGHTS is what ``torch.save`` wrote: the flow's state, and the columns' means and deviations.
+WEIGHTS is what ``torch.save`` wrote: the flow's activation and state, and the columns' means and deviations.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import zuko
 LAYERS, HIDDEN, CHUNK = 5, (128, 128), 8192
 
 
-def new_flow(columns: int) -> zuko.flows.MAF:
-    """An affine MAF of the size of flowcli's ``maf-affine``."""
-    return zuko.flows.MAF(columns, transforms=LAYERS, hidden_features=HIDDEN)
+def new_flow(columns: int, activation: str) -> zuko.flows.MAF:
+    """An affine MAF of the size of flowcli's ``maf-affine``, with ``ReLU``, as zuko has it by itself, or ``SiLU``."""
+    return zuko.flows.MAF(columns, transforms=LAYERS, hidden_features=HIDDEN, activation=getattr(torch.nn, activation))
 
 
 def main(weights: str, data: str, out: str) -> None:
     stored = torch.load(weights, weights_only=True)
-    flow = new_flow(len(stored["mean"]))
+    flow = new_flow(len(stored["mean"]), stored["activation"])
     flow.load_state_dict(stored["flow"])
     table = pq.read_table(data)
     rows = torch.stack([torch.tensor(column.to_numpy(), dtype=torch.float32) for column in table.columns], 1)
