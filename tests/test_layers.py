@@ -225,8 +225,9 @@ def test_a_network_in_float32_is_that_in_float64(
     for layer in net.layers:
         torch.nn.init.normal_(layer.weight, std=0.1)
         layer.remask()
-    x, c = rows(256, 20, 2, torch.float32)
-    g = torch.randn(256, 20, 9)
+    n = networks.PIECE + 100
+    x, c = rows(n, 20, 2, torch.float32)
+    g = torch.randn(n, 20, 9)
     with torch.no_grad():
         density = net(x, c)
     found = [density, net(x, c), *torch.autograd.grad(net(x, c), list(net.parameters()), g)]
@@ -270,7 +271,8 @@ def test_the_gradient_of_a_network_is_written_out_right(hidden: list[int]) -> No
 def test_what_a_network_sees_is_right_near_and_far() -> None:
     x = torch.tensor([0.0, -1e-30, 1e-9, -3e-5, 0.5, -7.0, 1e10, -3e38])
     with torch.no_grad():
-        assert torch.allclose(seen(x).double(), 3 * torch.asinh(x.double() / 3), rtol=1e-6, atol=0)
+        for some in (x, x.repeat(networks.FEW)):  # few and many numbers
+            assert torch.allclose(seen(some).double(), 3 * torch.asinh(some.double() / 3), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("features", [1, 6, 8, 21])
@@ -286,7 +288,7 @@ def test_the_walk_gives_the_parameters_of_the_whole_pass(
     for module in net.modules():
         if isinstance(module, MaskedLinear):
             module.weight.data.mul_(module.mask)
-    x, c = rows(9, features, context)
+    x, c = rows(networks.SHARED, features, context)
     with torch.set_grad_enabled(grad):
         walk = net.walk(x, c)
         for i in range(features):
