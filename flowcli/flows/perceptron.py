@@ -143,10 +143,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None
         if bias is not None:
             found.add_(bias[:, None])
         return found if out is None else out.copy_(found)
-    if bias is None:
-        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    bias = bias[:, None]
-    return torch.addmm(bias, a, b) if out is None else torch.addmm(bias, a, b, out=out)
+    return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias[:, None], a, b, out=out)
 
 
 def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
