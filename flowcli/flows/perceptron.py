@@ -49,14 +49,14 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
         out: Tensor = _Perceptron.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
         return out
     x = seen(x)
-    pieces = [_affine(layers[-1], _hidden(piece, layers[:-1])) for piece in x.split(_piece(x, layers), 1)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+    if ONEDNN is None and _plain(x) and any(layer.weight.numel() >= WIDER for layer in layers):
+        return torch.cat([_outputs(piece, layers) for piece in x.split(PIECE, 1)], 1)
+    return _outputs(x, layers)
 
 
-def _piece(x: Tensor, layers: Sequence[Layer]) -> int:
-    """How many rows of ``x (units, n)`` go through all layers before the next ones do."""
-    wide = max(layer.weight.numel() for layer in layers) >= WIDER
-    return PIECE if wide and ONEDNN is None and _plain(x) else max(x.shape[1], 1)
+def _outputs(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """The network's outputs from what it sees, of which no gradient is asked."""
+    return _affine(layers[-1], _hidden(x, layers[:-1]))
 
 
 def _hidden(x: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -165,8 +165,9 @@ def room(units: int, like: Tensor) -> Tensor:
 
 def _faster(m: int, k: int, n: int) -> Callable[..., Tensor] | None:
     """What is faster than torch's own product of ``(m, k)`` and ``(k, n)``."""
-    large = m * k * n >= (HEAVY if torch.compiler.is_compiling() else LARGE)
-    return ONEDNN if large and min(m, k, n) >= THIN else None
+    if ONEDNN is None or min(m, k, n) < THIN:
+        return None
+    return ONEDNN if m * k * n >= (HEAVY if torch.compiler.is_compiling() else LARGE) else None
 
 
 def _plain(a: Tensor) -> bool:
@@ -225,23 +226,25 @@ OPAQUE = {
 def _stairs(layer: Layer, x: Tensor) -> Stairs:
     """Those along which the layer's products with ``x`` ``(units, n)`` go: its own, where these are large."""
     m, k = layer.weight.shape
+    if layer.stairs is None:
+        return Stairs([m], [k])
     shared = torch.compiler.is_compiling() or torch.get_num_threads() > 1  # for what is compiled cannot ask
     wide = WIDER if shared or ONEDNN is not None else WIDE
     pays = x.device.type == "cpu" and m * k >= wide and m * k * x.shape[1] >= LARGE
-    return layer.stairs if layer.stairs and pays else Stairs([m], [k])
+    return layer.stairs if pays else Stairs([m], [k])
 
 
-def _along(plain: Callable[..., Tensor], layer: Layer, a: Tensor, b: Tensor, *more: Tensor) -> Tensor:
-    """One of the three products of a layer, with b ``(units, n)``: along its stairs, where it is large."""
-    stairs, (m, k) = _stairs(layer, b), layer.weight.shape
-    # What is one product of torch's own stays visible to the compiler, which takes it together with what is around it.
-    opaque = len(stairs.rows) > 1 or _faster(m, k, b.shape[1]) is not None
-    call = OPAQUE[plain] if opaque and torch.compiler.is_compiling() else plain
-    return call(a, b, *more, *stairs)
+def _along(plain: Callable[..., Tensor], stairs: Stairs, a: Tensor, b: Tensor, *more: Tensor) -> Tensor:
+    """One of the three products of a layer, with b ``(units, n)``, along these stairs."""
+    rows, columns = stairs
+    if torch.compiler.is_compiling() and (len(rows) > 1 or _faster(rows[0], columns[0], b.shape[1]) is not None):
+        return OPAQUE[plain](a, b, *more, rows, columns)
+    # One product of torch's own the compiler sees, and takes it together with what is around it.
+    return plain(a, b, *more, rows, columns)
 
 
 def _affine(layer: Layer, x: Tensor) -> Tensor:
-    return _along(_up, layer, layer.weight, x, layer.bias)
+    return _along(_up, _stairs(layer, x), layer.weight, x, layer.bias)
 
 
 class _Perceptron(torch.autograd.Function):
@@ -251,6 +254,7 @@ class _Perceptron(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], *parameters: Tensor) -> Tensor:
         before: list[Tensor] = []  # what each layer but the first activated, and the r of what the first saw
         inputs: list[Tensor] = []
+        stairs = [_stairs(layer, x) for layer in layers]
         for i, layer in enumerate(layers):
             if i:
                 before.append(x)
@@ -259,27 +263,26 @@ class _Perceptron(torch.autograd.Function):
                 x, r = _seen(x)
                 before.append(r)
             inputs.append(x)
-            x = _affine(layer, x)
-        ctx.save_for_backward(*before, *inputs, *parameters)
-        ctx.layers = [(layer.mask, layer.stairs) for layer in layers]
+            x = _along(_up, stairs[i], layer.weight, x, layer.bias)
+        ctx.save_for_backward(*before, *inputs, *parameters[::2])
+        ctx.layers = [(layer.mask, own) for layer, own in zip(layers, stairs, strict=True)]
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         count = len(ctx.layers)
-        before, inputs, parameters = (
-            ctx.saved_tensors[a:b] for a, b in ((0, count), (count, 2 * count), (2 * count, None))
-        )
+        saved = ctx.saved_tensors
+        before, inputs, weights = saved[:count], saved[count : 2 * count], saved[2 * count :]
         found: list[Tensor | None] = []
         grad = grad.contiguous()
         for i in reversed(range(count)):
-            layer = Layer(parameters[2 * i], parameters[2 * i + 1], *ctx.layers[i])
-            slope = _along(_outer, layer, grad, inputs[i])
-            found += [grad.sum(1), slope if layer.mask is None else slope.mul_(layer.mask)]
+            mask, stairs = ctx.layers[i]
+            slope = _along(_outer, stairs, grad, inputs[i])
+            found += [grad.sum(1), slope if mask is None else slope.mul_(mask)]
             if i == 0 and not ctx.needs_input_grad[0]:
                 return (None, None, *reversed(found))
-            grad = _along(_down, layer, layer.weight, grad)
+            grad = _along(_down, stairs, weights[i], grad)
             grad = torch.ops.aten.silu_backward(grad, before[i]) if i else grad.div_(before[0])
         return (grad, None, *reversed(found))
 
