@@ -32,8 +32,8 @@ class Autoregressive(Bijection):
         walk = self.net.walk(y, context)
         columns, log_slopes = [], []
         for column in y.T.contiguous():
-            x, log_slope = self.transform.inverse(column[:, None], walk.parameters().T[:, None])
-            walk.append(x.T)
-            columns.append(x[:, 0])
-            log_slopes.append(log_slope[:, 0])
+            x, log_slope = self.transform.inverse(column, walk.parameters().T)
+            walk.append(x[None])
+            columns.append(x)
+            log_slopes.append(log_slope)
         return torch.stack(columns).T, torch.stack(log_slopes).sum(0)

@@ -1,7 +1,7 @@
 """Monotone maps of one number, with parameters from a conditioner: what coupling and autoregressive layers apply.
 
-Each takes ``x (n, d)`` and ``parameters (n, d, count)`` and returns ``(y, log|dy/dx|)``, both ``(n, d)``. All-zero
-parameters are the identity.
+Each takes ``x`` of any shape, ``(n, d)`` or one column ``(n,)``, and ``parameters (…, count)``, and returns ``(y,
+log|dy/dx|)``, both shaped as x is. All-zero parameters are the identity.
 """
 
 from __future__ import annotations
@@ -49,19 +49,15 @@ class Affine(Transform):
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = parameters.unbind(-1)
-        log_slope = _bounded(_bent(-raw, self.bound), self.bound)  # −s, as tanh is odd
+        log_slope, _ = _bounded(raw, self.bound, -1)
         return (y - shift) * log_slope.exp(), log_slope
 
 
-def _bent(raw: Tensor, bound: float) -> Tensor:
-    """σ(2s̃/B), of which :func:`_bounded` is B·tanh(s̃/B)."""
-    return torch.sigmoid(raw * (2 / bound))
-
-
-def _bounded(bent: Tensor, bound: float) -> Tensor:
-    """B·(2σ − 1): 0 at σ = 1/2 exactly, and elsewhere to an ulp of B. torch's sigmoid takes a seventh of its tanh's
-    time."""
-    return 2 * bound * bent - bound
+def _bounded(raw: Tensor, bound: float, sign: int = 1) -> tuple[Tensor, Tensor]:
+    """±s = B·tanh(±s̃/B) and σ = 1/(1 + exp(±2s̃/B)), of which it is B·(1 − 2σ): 0 at σ = 1/2 exactly, and elsewhere to
+    an ulp of B. torch's sigmoid takes a seventh of its tanh's time."""
+    bent = torch.sigmoid(raw * (-2 * sign / bound))
+    return torch.rsub(bent, bound, alpha=2 * bound), bent
 
 
 class _Affine(torch.autograd.Function):
@@ -73,8 +69,7 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parameters: Tensor, bound: float) -> tuple[Tensor, Tensor]:
         raw, shift = parameters.unbind(-1)
-        bent = _bent(raw, bound)
-        log_scale = _bounded(bent, bound)
+        log_scale, bent = _bounded(raw, bound)
         scale = log_scale.exp()
         ctx.save_for_backward(x, parameters, bent, scale)
         return torch.addcmul(shift, x, scale), log_scale
@@ -184,8 +179,7 @@ class _Bin(torch.autograd.Function):
         raw, shift, widths_and_heights, slopes = rows.split([1, 1, 2 * bins, bins - 1])
         y, affine, saved = x, [], []
         if not inverse:
-            bent = _bent(raw[0], bound)
-            log_scale = _bounded(bent, bound)
+            log_scale, bent = _bounded(raw[0], bound)
             scale = log_scale.exp()
             y = torch.addcmul(shift[0], x, scale)
             affine, saved = [y, log_scale], [x, bent, scale]
