@@ -149,7 +149,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None
 def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
     """Adds a b to ``to``, by the library that :func:`product` asks."""
     (m, k), n = a.shape, b.shape[1]
-    if _plain(a) and _faster(m, k, n) is not None:
+    if _faster(m, k, n) is not None and _plain(a):
         to.add_(product(a, b))
     else:
         to.addmm_(a, b)
