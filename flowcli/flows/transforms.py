@@ -174,7 +174,7 @@ class _Bin(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parameters: Tensor, spline: Spline, inverse: bool) -> tuple[Tensor, ...]:
-        rows = parameters.movedim(-1, 0).contiguous()
+        rows = parameters.movedim(-1, 0)
         bins, bound = spline.bins, spline.affine.bound
         raw, shift, widths_and_heights, slopes = rows.split([1, 1, 2 * bins, bins - 1])
         y, affine, saved = x, [], []
@@ -186,18 +186,22 @@ class _Bin(torch.autograd.Function):
         point = torch.where(y.abs() < spline.box, y, torch.zeros_like(y))
         floor, free = 2 * spline.box * spline.MIN_BIN, 2 * spline.box * (1 - spline.MIN_BIN * bins)
         shares = F.softmax(widths_and_heights.unflatten(0, (2, bins)), 1)
-        sizes = (free * shares).add_(floor)
+        sizes = torch.rsub(shares, floor, alpha=-free)
         # By additions, which take a third of the time that cumsum takes along this dimension.
         first = rows.new_full((2, *x.shape), -spline.box)
-        edges = torch.stack([*accumulate(sizes.unbind(1), initial=first)], 1)
-        chosen = (point >= edges[int(inverse), 1:-1]).sum(0, keepdim=True)
+        edges = torch.stack([*accumulate(sizes[:, :-1].unbind(1), initial=first)], 1)
+        inner = edges[int(inverse), 1:]
+        # Comparisons as numbers, which are added up in a third of the time that truth values take.
+        chosen = torch.ge(point, inner, out=torch.empty_like(inner)).sum(0, keepdim=True).long()
+        # By places among all numbers, in half of gather's time.
+        place = torch.arange(x.numel(), device=x.device).add_(chosen.flatten(), alpha=x.numel())
         end = rows.new_zeros(1, *x.shape)
-        left, right = torch.cat([end, slopes, end]).gather(0, torch.cat([chosen, chosen + 1]))
-        x0, y0, w, h = (
-            part for parts in (edges, sizes) for part in parts.gather(1, chosen.expand(2, *chosen.shape))[:, 0]
+        ends = torch.cat([end, slopes, end])
+        x0, y0, w, h, left, right = (
+            part.flatten().index_select(0, place).view(x.shape) for part in (*edges, *sizes, ends[:-1], ends[1:])
         )
         ctx.save_for_backward(chosen, shares, *saved)
-        ctx.free = free
+        ctx.free, ctx.layout = free, (parameters.shape, parameters.stride())
         return *affine, x0, w, y0, h, left, right
 
     @staticmethod
@@ -206,9 +210,12 @@ class _Bin(torch.autograd.Function):
         chosen, shares, *saved = ctx.saved_tensors
         *affine, x0, w, y0, h, left, right = grads
         bins = shares.shape[1]
-        rows = w.new_zeros(2 + 3 * bins - 1, *w.shape)
+        parameters = w.new_empty_strided(*ctx.layout)
+        rows = parameters.movedim(-1, 0)
         grad_x = None
-        if affine:
+        if not affine:
+            rows[:2] = 0
+        else:
             (grad_y, grad_log_scale), (x, bent, scale) = affine, saved
             grad_x = grad_y * scale
             rows[0] = torch.ops.aten.sigmoid_backward(torch.addcmul(grad_log_scale, grad_x, x), bent).mul_(4)
@@ -222,4 +229,4 @@ class _Bin(torch.autograd.Function):
         slopes = w.new_zeros(bins + 1, *w.shape)
         slopes.scatter_(0, torch.cat([chosen, chosen + 1]), torch.stack([left, right]))
         rows[2 + 2 * bins :] = slopes[1:-1]
-        return grad_x, rows.movedim(0, -1), None, None
+        return grad_x, parameters, None, None
