@@ -185,8 +185,10 @@ class _Bin(torch.autograd.Function):
             affine, saved = [y, log_scale], [x, bent, scale]
         point = torch.where(y.abs() < spline.box, y, torch.zeros_like(y))
         floor, free = 2 * spline.box * spline.MIN_BIN, 2 * spline.box * (1 - spline.MIN_BIN * bins)
-        shares = F.softmax(widths_and_heights.unflatten(0, (2, bins)), 1)
-        sizes = torch.rsub(shares, floor, alpha=-free)
+        logits = widths_and_heights.unflatten(0, (2, bins))
+        # exp(x) = 2^(x·log₂e), which takes half the time; of the largest it is 1, and no other is larger.
+        shares = (logits - logits.amax(1, keepdim=True)).mul_(1 / math.log(2)).exp2_()
+        sizes = torch.addcmul(shares.new_full((), floor), shares, free / shares.sum(1, keepdim=True))
         # By additions, which take a third of the time that cumsum takes along this dimension.
         first = rows.new_full((2, *x.shape), -spline.box)
         edges = torch.stack([*accumulate(sizes[:, :-1].unbind(1), initial=first)], 1)
@@ -200,16 +202,16 @@ class _Bin(torch.autograd.Function):
         x0, y0, w, h, left, right = (
             part.flatten().index_select(0, place).view(x.shape) for part in (*edges, *sizes, ends[:-1], ends[1:])
         )
-        ctx.save_for_backward(chosen, shares, *saved)
-        ctx.free, ctx.layout = free, (parameters.shape, parameters.stride())
+        ctx.save_for_backward(chosen, sizes, *saved)
+        ctx.floor, ctx.free, ctx.layout = floor, free, (parameters.shape, parameters.stride())
         return *affine, x0, w, y0, h, left, right
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        chosen, shares, *saved = ctx.saved_tensors
+        chosen, sizes, *saved = ctx.saved_tensors
         *affine, x0, w, y0, h, left, right = grads
-        bins = shares.shape[1]
+        bins = sizes.shape[1]
         parameters = w.new_empty_strided(*ctx.layout)
         rows = parameters.movedim(-1, 0)
         grad_x = None
@@ -222,10 +224,11 @@ class _Bin(torch.autograd.Function):
             rows[1] = grad_y
         number = torch.arange(bins, device=w.device).view(-1, *[1] * w.ndim)
         own = torch.where(number == chosen, torch.stack([w, h])[:, None], w.new_zeros(()))
-        # Of a softmax p: p·(g − Σ p g).
-        weighted = torch.where(number < chosen, torch.stack([x0, y0])[:, None], own).mul_(shares)
-        raw = torch.addcmul(weighted, shares, weighted.sum(1, keepdim=True), value=-1)
-        torch.mul(raw, ctx.free, out=rows[2 : 2 + 2 * bins].unflatten(0, (2, bins)))
+        # Of a softmax p: p·(g − Σ p g). Sizes are f·p and a floor.
+        free = sizes - ctx.floor
+        weighted = torch.where(number < chosen, torch.stack([x0, y0])[:, None], own).mul_(free)
+        slope = torch.addcmul(weighted, free, weighted.sum(1, keepdim=True), value=-1 / ctx.free)
+        rows[2 : 2 + 2 * bins] = slope.flatten(0, 1)
         slopes = w.new_zeros(bins + 1, *w.shape)
         slopes.scatter_(0, torch.cat([chosen, chosen + 1]), torch.stack([left, right]))
         rows[2 + 2 * bins :] = slopes[1:-1]
