@@ -119,52 +119,49 @@ class Spline(Transform):
     def _chosen(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         if x.ndim == 2 and x.stride(0) == 1:  # columns that lie together: computed in the order they lie in
             found = _Bin.apply(x.T, parameters.transpose(0, 1), self, inverse)  # type: ignore[no-untyped-call]
-            return tuple(part.T for part in found)
+            return tuple(part.mT for part in found)
         found = _Bin.apply(x, parameters, self, inverse)  # type: ignore[no-untyped-call]
         return tuple(found)
 
     def _bend(self, x: Tensor, chosen_bin: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
-        x0, w, y0, h, left, right = chosen_bin
-        # Points in the tails are computed at the middle of the box and replaced at the end, so no branch sees a value
-        # or a gradient it cannot bear.
-        inside = x.abs() < self.box
-        point = torch.where(inside, x, torch.zeros_like(x))
-        d0, d1 = (self.MIN_SLOPE + F.softplus(raw + self.slope_shift) for raw in (left, right))
+        (x0, y0), (w, h), slopes = chosen_bin
+        # Points in the tails are computed at the end of the box and replaced at last, so no branch sees a value or a
+        # gradient it cannot bear.
+        point = x.clamp(-self.box, self.box)
+        inside = point == x
+        d0, d1 = (self.MIN_SLOPE + F.softplus(slopes + self.slope_shift)).unbind()
         s = h / w  # the bin's mean slope
-        total = d0 + d1 - 2 * s
+        total = torch.sub(d0 + d1, s, alpha=2)
         if inverse:
-            # Equations 6 to 8: a θ² + b θ + c = 0, with c ≤ 0 ≤ b² − 4ac. Of the two forms of the root, the one that
-            # adds what b's sign lets add never cancels.
+            # Equations 6 to 8: a θ² + b θ + c = 0, with c = −s·rise ≤ 0 ≤ b² − 4ac. Of the two forms of the root, the
+            # one that adds what b's sign lets add never cancels; b < 0 only where a > 0.
             rise = point - y0
-            a = h * (s - d0) + rise * total
-            b = h * d0 - rise * total
-            c = -s * rise
-            root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
-            up = b >= 0  # b < 0 only where a > 0; each branch's unused divisor is replaced by 1
-            theta = torch.where(
-                up, 2 * c / torch.where(up, -b - root, -1.0), (root - b) / torch.where(up, 1.0, 2 * a)
-            ).clamp(0, 1)
-            out = x0 + theta * w
+            bent, straight = rise * total, s * rise
+            a, b = torch.addcmul(bent, h, s - d0), h * d0 - bent
+            root = torch.addcmul(b.square(), a, straight, value=4).clamp(min=0).sqrt()
+            up = b >= 0
+            theta = torch.where(up, 2 * straight, root - b) / torch.where(up, b + root, 2 * a)
         else:
-            theta = ((point - x0) / w).clamp(0, 1)
+            theta = (point - x0) / w
+        theta = theta.clamp(0, 1)
         rest, square = 1 - theta, theta.square()
         product = theta * rest
         # Numerator and denominator are sums of positive terms: s, d0, d1 > 0 and 0 ≤ θ ≤ 1, and
         # s + (d0 + d1 − 2s)·θ(1−θ) ≥ s·(1 − 2θ(1−θ)) ≥ s/2.
-        denominator = s + total * product
-        if not inverse:
-            out = y0 + h * (s * square + d0 * product) / denominator
-        # Equation 5, in an order in which no factor leaves the range of numbers: the first is 2s at most.
-        numerator = d1 * square + 2 * s * product + d0 * rest.square()
-        log_slope = (s * (s / denominator) * (numerator / denominator)).log()
+        denominator = torch.addcmul(s, total, product)
         if inverse:
-            log_slope = -log_slope
-        return torch.where(inside, out, x), torch.where(inside, log_slope, torch.zeros_like(x))
+            out = torch.addcmul(x0, theta, w)
+        else:
+            out = torch.addcdiv(y0, torch.addcmul(d0 * product, s, square) * h, denominator)
+        # Equation 5, in an order in which no factor leaves the range of numbers: the first is 2s at most.
+        numerator = torch.addcmul(torch.addcmul(d0 * rest.square(), d1, square), s, product, value=2)
+        log_slope = (s * (s / denominator) * (numerator / denominator)).log()
+        return torch.where(inside, out, x), torch.where(inside, -log_slope if inverse else log_slope, 0.0)
 
 
 class _Bin(torch.autograd.Function):
-    """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges and sizes
-    x₀, w, y₀, h, and the raw slopes at both ends, which are 0 at the box's, where the slope is 1. But for ``inverse``,
+    """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges (x₀, y₀), its
+    sizes (w, h) and the raw slopes at both ends, which are 0 at the box's, where the slope is 1. But for ``inverse``,
     which has the point, before them the point that the affine map takes x to, and its log-slope.
 
     Sizes are shares of the box from a softmax, edges their cumulative sums. Only a bin's own numbers are computed
@@ -183,7 +180,7 @@ class _Bin(torch.autograd.Function):
             scale = log_scale.exp()
             y = torch.addcmul(shift[0], x, scale)
             affine, saved = [y, log_scale], [x, bent, scale]
-        point = torch.where(y.abs() < spline.box, y, torch.zeros_like(y))
+        point = y.clamp(-spline.box, spline.box)
         floor, free = 2 * spline.box * spline.MIN_BIN, 2 * spline.box * (1 - spline.MIN_BIN * bins)
         logits = widths_and_heights.unflatten(0, (2, bins))
         # exp(x) = 2^(x·log₂e), which takes half the time; of the largest it is 1, and no other is larger.
@@ -199,20 +196,21 @@ class _Bin(torch.autograd.Function):
         place = torch.arange(x.numel(), device=x.device).add_(chosen.flatten(), alpha=x.numel())
         end = rows.new_zeros(1, *x.shape)
         ends = torch.cat([end, slopes, end])
-        x0, y0, w, h, left, right = (
-            part.flatten().index_select(0, place).view(x.shape) for part in (*edges, *sizes, ends[:-1], ends[1:])
+        chosen_ends = ends.flatten().index_select(0, torch.cat([place, place + x.numel()])).view(2, *x.shape)
+        left_edges, chosen_sizes = (
+            parts.flatten(1).index_select(1, place).view(2, *x.shape) for parts in (edges, sizes)
         )
         ctx.save_for_backward(chosen, sizes, *saved)
         ctx.floor, ctx.free, ctx.layout = floor, free, (parameters.shape, parameters.stride())
-        return *affine, x0, w, y0, h, left, right
+        return *affine, left_edges, chosen_sizes, chosen_ends
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         chosen, sizes, *saved = ctx.saved_tensors
-        *affine, x0, w, y0, h, left, right = grads
+        *affine, left_edges, chosen_sizes, chosen_ends = grads
         bins = sizes.shape[1]
-        parameters = w.new_empty_strided(*ctx.layout)
+        parameters = chosen_sizes.new_empty_strided(*ctx.layout)
         rows = parameters.movedim(-1, 0)
         grad_x = None
         if not affine:
@@ -222,14 +220,14 @@ class _Bin(torch.autograd.Function):
             grad_x = grad_y * scale
             rows[0] = torch.ops.aten.sigmoid_backward(torch.addcmul(grad_log_scale, grad_x, x), bent).mul_(4)
             rows[1] = grad_y
-        number = torch.arange(bins, device=w.device).view(-1, *[1] * w.ndim)
-        own = torch.where(number == chosen, torch.stack([w, h])[:, None], w.new_zeros(()))
+        number = torch.arange(bins, device=sizes.device).view(-1, *[1] * (sizes.ndim - 2))
+        own = torch.where(number == chosen, chosen_sizes[:, None], sizes.new_zeros(()))
         # Of a softmax p: p·(g − Σ p g). Sizes are f·p and a floor.
         free = sizes - ctx.floor
-        weighted = torch.where(number < chosen, torch.stack([x0, y0])[:, None], own).mul_(free)
+        weighted = torch.where(number < chosen, left_edges[:, None], own).mul_(free)
         slope = torch.addcmul(weighted, free, weighted.sum(1, keepdim=True), value=-1 / ctx.free)
         rows[2 : 2 + 2 * bins] = slope.flatten(0, 1)
-        slopes = w.new_zeros(bins + 1, *w.shape)
-        slopes.scatter_(0, torch.cat([chosen, chosen + 1]), torch.stack([left, right]))
+        slopes = sizes.new_zeros(bins + 1, *sizes.shape[2:])
+        slopes.scatter_(0, torch.cat([chosen, chosen + 1]), chosen_ends)
         rows[2 + 2 * bins :] = slopes[1:-1]
         return grad_x, parameters, None, None
