@@ -323,6 +323,18 @@ def test_spline_meets_its_tails() -> None:
         assert log_slope.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_spline_has_gradients_of_parameters_that_rows_share(inverse: bool) -> None:
+    spline = Spline(4)
+    parameters = torch.randn(2, spline.count, dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([[-9.0, 0.3], [1.2, -1.5], [0.4, 7.0]], dtype=torch.float64)
+    found = []
+    for shared in (parameters.expand(3, -1, -1), torch.stack([parameters] * 3)):
+        y, log_slope = (spline.inverse if inverse else spline.forward)(x, shared)
+        found.append(torch.autograd.grad((y * log_slope.exp()).sum(), parameters)[0])
+    assert torch.allclose(*found, rtol=1e-12, atol=1e-12)
+
+
 def test_a_column_that_does_not_vary_at_the_start_is_left_at_its_scale() -> None:
     x = torch.randn(500, 3, dtype=torch.float64)
     x[:, 1] = 0.3

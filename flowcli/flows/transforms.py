@@ -119,17 +119,17 @@ class Spline(Transform):
     def _chosen(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         if x.ndim == 2 and x.stride(0) == 1:  # columns that lie together: computed in the order they lie in
             found = _Bin.apply(x.T, parameters.transpose(0, 1), self, inverse)  # type: ignore[no-untyped-call]
-            return tuple(part.mT for part in found)
+            return tuple(part.T for part in found)
         found = _Bin.apply(x, parameters, self, inverse)  # type: ignore[no-untyped-call]
         return tuple(found)
 
     def _bend(self, x: Tensor, chosen_bin: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
-        (x0, y0), (w, h), slopes = chosen_bin
+        x0, w, y0, h, left, right = chosen_bin
         # Points in the tails are computed at the end of the box and replaced at last, so no branch sees a value or a
         # gradient it cannot bear.
         point = x.clamp(-self.box, self.box)
         inside = point == x
-        d0, d1 = (self.MIN_SLOPE + F.softplus(slopes + self.slope_shift)).unbind()
+        d0, d1 = (self.MIN_SLOPE + F.softplus(raw + self.slope_shift) for raw in (left, right))
         s = h / w  # the bin's mean slope
         total = torch.sub(d0 + d1, s, alpha=2)
         if inverse:
@@ -160,8 +160,8 @@ class Spline(Transform):
 
 
 class _Bin(torch.autograd.Function):
-    """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges (x₀, y₀), its
-    sizes (w, h) and the raw slopes at both ends, which are 0 at the box's, where the slope is 1. But for ``inverse``,
+    """The bin of a spline that a point lies in, the last whose left edge is at or below it: its left edges and sizes
+    x₀, w, y₀, h, and the raw slopes at both ends, which are 0 at the box's, where the slope is 1. But for ``inverse``,
     which has the point, before them the point that the affine map takes x to, and its log-slope.
 
     Sizes are shares of the box from a softmax, edges their cumulative sums. Only a bin's own numbers are computed
@@ -183,8 +183,8 @@ class _Bin(torch.autograd.Function):
         point = y.clamp(-spline.box, spline.box)
         floor, free = 2 * spline.box * spline.MIN_BIN, 2 * spline.box * (1 - spline.MIN_BIN * bins)
         logits = widths_and_heights.unflatten(0, (2, bins))
-        # exp(x) = 2^(x·log₂e), which takes half the time; of the largest it is 1, and no other is larger.
-        shares = (logits - logits.amax(1, keepdim=True)).mul_(1 / math.log(2)).exp2_()
+        # A softmax, but that f·p + floor is one step.
+        shares = (logits - logits.amax(1, keepdim=True)).exp_()
         sizes = torch.addcmul(shares.new_full((), floor), shares, free / shares.sum(1, keepdim=True))
         # By additions, which take a third of the time that cumsum takes along this dimension.
         first = rows.new_full((2, *x.shape), -spline.box)
@@ -192,25 +192,23 @@ class _Bin(torch.autograd.Function):
         inner = edges[int(inverse), 1:]
         # Comparisons as numbers, which are added up in a third of the time that truth values take.
         chosen = torch.ge(point, inner, out=torch.empty_like(inner)).sum(0, keepdim=True).long()
-        # By places among all numbers, in half of gather's time.
-        place = torch.arange(x.numel(), device=x.device).add_(chosen.flatten(), alpha=x.numel())
         end = rows.new_zeros(1, *x.shape)
-        ends = torch.cat([end, slopes, end])
-        chosen_ends = ends.flatten().index_select(0, torch.cat([place, place + x.numel()])).view(2, *x.shape)
-        left_edges, chosen_sizes = (
-            parts.flatten(1).index_select(1, place).view(2, *x.shape) for parts in (edges, sizes)
+        left, right = torch.cat([end, slopes, end]).gather(0, torch.cat([chosen, chosen + 1]))
+        x0, y0, w, h = (
+            part for parts in (edges, sizes) for part in parts.gather(1, chosen.expand(2, *chosen.shape))[:, 0]
         )
         ctx.save_for_backward(chosen, sizes, *saved)
-        ctx.floor, ctx.free, ctx.layout = floor, free, (parameters.shape, parameters.stride())
-        return *affine, left_edges, chosen_sizes, chosen_ends
+        ctx.free, ctx.floor = free, floor
+        ctx.layout = parameters.shape, torch.empty_like(parameters, device="meta").stride()  # each at its own place
+        return *affine, x0, w, y0, h, left, right
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         chosen, sizes, *saved = ctx.saved_tensors
-        *affine, left_edges, chosen_sizes, chosen_ends = grads
+        *affine, x0, w, y0, h, left, right = grads
         bins = sizes.shape[1]
-        parameters = chosen_sizes.new_empty_strided(*ctx.layout)
+        parameters = w.new_empty_strided(*ctx.layout)
         rows = parameters.movedim(-1, 0)
         grad_x = None
         if not affine:
@@ -220,14 +218,14 @@ class _Bin(torch.autograd.Function):
             grad_x = grad_y * scale
             rows[0] = torch.ops.aten.sigmoid_backward(torch.addcmul(grad_log_scale, grad_x, x), bent).mul_(4)
             rows[1] = grad_y
-        number = torch.arange(bins, device=sizes.device).view(-1, *[1] * (sizes.ndim - 2))
-        own = torch.where(number == chosen, chosen_sizes[:, None], sizes.new_zeros(()))
-        # Of a softmax p: p·(g − Σ p g). Sizes are f·p and a floor.
+        number = torch.arange(bins, device=w.device).view(-1, *[1] * w.ndim)
+        own = torch.where(number == chosen, torch.stack([w, h])[:, None], w.new_zeros(()))
+        # Of a softmax p: p·(g − Σ p g).
         free = sizes - ctx.floor
-        weighted = torch.where(number < chosen, left_edges[:, None], own).mul_(free)
-        slope = torch.addcmul(weighted, free, weighted.sum(1, keepdim=True), value=-1 / ctx.free)
-        rows[2 : 2 + 2 * bins] = slope.flatten(0, 1)
-        slopes = sizes.new_zeros(bins + 1, *sizes.shape[2:])
-        slopes.scatter_(0, torch.cat([chosen, chosen + 1]), chosen_ends)
+        weighted = torch.where(number < chosen, torch.stack([x0, y0])[:, None], own).mul_(free)
+        raw = torch.addcmul(weighted, free, weighted.sum(1, keepdim=True), value=-1 / ctx.free)
+        rows[2 : 2 + 2 * bins] = raw.flatten(0, 1)
+        slopes = w.new_zeros(bins + 1, *w.shape)
+        slopes.scatter_(0, torch.cat([chosen, chosen + 1]), torch.stack([left, right]))
         rows[2 + 2 * bins :] = slopes[1:-1]
         return grad_x, parameters, None, None
