@@ -100,7 +100,7 @@ def test_a_flow_trained_far_too_long_copies(tmp_path: Path) -> None:
     train, new = bumps(40, 1).drop(columns="word"), table(bumps(400, 2))
     train.to_parquet(tmp_path / "t.parquet")
     model = fit(
-        train, data={"validation": str(tmp_path / "t.parquet")}, train={"epochs": 250, "patience": 250, "lr": 5e-3}
+        train, data={"validation": str(tmp_path / "t.parquet")}, train={"epochs": 500, "patience": 500, "lr": 5e-3}
     )
     found = copies(model, draw_like(model, new), new, table(train))
     assert found.copied
