@@ -12,7 +12,8 @@ DIR of ``--data`` holds ``benchmarks.py``, whose ``power()`` gives the rows: hou
   densities smooth and takes several times as long.
 
 Prints medians and the medians of the rounds' ratios, then how ``score`` grows with the rows (10⁵, 10⁶, with ``--long``
-10⁷), and writes ``results/pipeline.json``. Needs the ``bench`` extra.
+10⁷: medians of three, each less a start-up of its own), and writes ``results/pipeline.json``. Needs the ``bench``
+extra.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def main() -> None:
 
     growth: list[dict[str, Any]] = []
     for rows in (10**5, 10**6, *([10**7] if options.long else [])):
-        took = score(work, table_of(work, rows)) - medians["start-up of score"]
+        took = statistics.median(score(work, table_of(work, rows)) - score(work, one) for _ in range(3))
         growth.append({"rows": rows, "seconds": took, "rows_per_second": rows / took})
         print(f"score{rows:>29,} rows{took:>8.2f} s{rows / took:>14,.0f} rows/s")
     about = {"machine": machine(), "load": os.getloadavg()[2], "rows": options.rows, "rounds": rounds}
