@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +16,14 @@ import torch
 from command import ENVIRONMENT
 
 import flowcli
+from flowcli.flows.registry import build
 from flowcli.recipe import from_dict
 from flowcli.training import loop
+from flowcli.training.compiled import compiled
 from flowcli.training.loop import Interrupted
 from flowcli.training.prepare import prepare
 from flowcli.training.progress import Evaluation, Progress
+from flowcli.training.vector import as_vector, with_gradient
 
 TRAIN = {"epochs": 4, "patience": 4}
 RECIPE = {"flow": {"type": "maf", "transform": "spline", "layers": 2, "hidden": [16]}, "train": TRAIN}
@@ -140,6 +144,19 @@ def test_a_wrong_gradient_is_not_used(frame: pd.DataFrame, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "compile", off_by_a_tenth)
     assert flowcli.fit(COMPILED, frame, progress=ear).about == plain.about
     assert ear.said == ["train.compile: the steps are taken uncompiled: the gradient of torch.compile is off by 10.0%."]
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_a_splines_loss_and_gradient_can_be_compiled() -> None:
+    torch.manual_seed(0)
+    options = {"layers": 1, "hidden": [8], "transform": "spline", "bins": 3}
+    flow = build("maf", 2, base="gaussian", components=1, whiten=False, order="reverse", direction="maf", **options)
+    vector, x = as_vector(flow), torch.randn(64, 2)
+    torch.nn.init.normal_(vector, std=0.3)
+    found = compiled(flow, vector, x, None)(x, None)[1]
+    own = with_gradient(flow, vector)
+    (-flow(x).mean()).backward()
+    assert torch.allclose(found, own, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_compiler_a_fit_says_so_and_goes_on(frame: pd.DataFrame, tmp_path: Path) -> None:
