@@ -49,7 +49,8 @@ def perceptron(x: Tensor, layers: Sequence[Layer]) -> Tensor:
         out: Tensor = _Perceptron.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
         return out
     x = seen(x)
-    if ONEDNN is None and _plain(x) and any(layer.weight.numel() >= WIDER for layer in layers):
+    many = x.shape[1] > PIECE
+    if many and ONEDNN is None and _plain(x) and any(layer.weight.numel() >= WIDER for layer in layers):
         return torch.cat([_outputs(piece, layers) for piece in x.split(PIECE, 1)], 1)
     return _outputs(x, layers)
 
