@@ -146,6 +146,7 @@ def test_a_wrong_gradient_is_not_used(frame: pd.DataFrame, monkeypatch: pytest.M
     assert ear.said == ["train.compile: the steps are taken uncompiled: the gradient of torch.compile is off by 10.0%."]
 
 
+@pytest.mark.slow  # compiles for half a minute
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 def test_a_splines_loss_and_gradient_can_be_compiled() -> None:
     torch.manual_seed(0)
